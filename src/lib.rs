@@ -1,0 +1,4 @@
+//! Fused 2D self-attention and convolution kernels for CNNs, forward and backward.
+
+pub mod error;
+pub use error::{Error, Result};

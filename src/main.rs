@@ -1,0 +1,2 @@
+//! The `attn2d` program.
+fn main() {}
