@@ -1,0 +1,255 @@
+"""The op cases: shapes chosen to be small and awkward. Expectations come from PyTorch's own functions in float64, those
+of attention from attention.py."""
+import torch
+import torch.nn.functional as F
+
+from attention import global_attention, local_attention
+
+CASES = {}
+
+
+def normal(shape, outliers=False):
+    """N(0, 1) in float32; with `outliers`, about one value in fifty is twenty times larger."""
+    x = torch.randn(tuple(shape))
+    return torch.where(torch.rand(x.shape) < 0.02, 20 * x, x) if outliers else x
+
+
+def add(name, op, attrs, inputs, run, fixed=(), **tolerance):
+    """Registers a case. `inputs()` gives the input tensors (drawn when the case is made), `run(**inputs)` the outputs,
+    and `fixed` names inputs that take no gradient."""
+    CASES[name] = lambda: {"op": op, "attrs": attrs, "in": inputs(), "run": run, "fixed": fixed, **tolerance}
+
+
+def present(**tensors):
+    return {name: x for name, x in tensors.items() if x is not None}
+
+
+# ---------------------------------------------------------------------------------------------------- convolution
+
+
+def conv(name, x, weight, stride=(1, 1), padding=(0, 0), bias=False, outliers=False):
+    def inputs():
+        return present(x=normal(x, outliers), weight=normal(weight), bias=normal(weight[:1]) if bias else None)
+
+    def run(x, weight, bias=None):
+        return {"y": F.conv2d(x, weight, bias, stride, padding)}
+
+    attrs = {"stride": stride, "padding": padding, "dilation": [1, 1], "groups": 1}
+    add(f"conv2d_{name}", "conv2d", attrs, inputs, run)
+
+
+conv("1x1", (2, 5, 4, 3), (7, 5, 1, 1))
+conv("1x1_s2", (2, 8, 7, 5), (16, 8, 1, 1), stride=[2, 2])
+conv("3x3_bias", (2, 5, 9, 7), (6, 5, 3, 3), padding=[1, 1], bias=True)
+conv("3x3_valid", (1, 3, 5, 3), (4, 3, 3, 3), bias=True)
+conv("3x3_s2", (2, 4, 7, 9), (5, 4, 3, 3), stride=[2, 2], padding=[1, 1])
+conv("3x3_s2_dropped_row", (1, 4, 8, 6), (8, 4, 3, 3), stride=[2, 2])
+conv("3x3_c33", (1, 33, 7, 5), (17, 33, 3, 3), padding=[1, 1])
+conv("3x3_c32_c64", (1, 32, 7, 7), (64, 32, 3, 3), padding=[1, 1])
+conv("3x3_one_pixel", (2, 6, 1, 1), (6, 6, 3, 3), padding=[1, 1])
+conv("3x3_outliers", (1, 8, 6, 6), (8, 8, 3, 3), padding=[1, 1], outliers=True)
+conv("7x7_stem", (1, 3, 17, 15), (8, 3, 7, 7), stride=[2, 2], padding=[3, 3])
+conv("3x5_s21", (2, 3, 8, 9), (4, 3, 3, 5), stride=[2, 1], padding=[0, 2], bias=True)
+conv("1x7", (1, 2, 3, 11), (3, 2, 1, 7), stride=[1, 3], padding=[0, 3])
+conv("5x1_wide_padding", (1, 1, 4, 5), (1, 1, 5, 1), padding=[4, 2])
+conv("patch_4x4", (2, 3, 9, 13), (10, 3, 4, 4), stride=[4, 4], bias=True)
+
+
+# ---------------------------------------------------------------------------------------------------- batch norm
+
+
+def batch_norm(name, shape, training, act="none", residual=False, eps=1e-5, momentum=0.1, spread=1.0, mean=0.0, **tolerance):
+    channels = shape[1]
+
+    def inputs():
+        return present(
+            x=mean + spread * normal(shape),
+            weight=1 + 0.3 * normal([channels]),
+            bias=0.5 * normal([channels]),
+            running_mean=mean + normal([channels]),
+            running_var=spread**2 * (0.5 + torch.rand(channels)),
+            residual=normal(shape) if residual else None,
+        )
+
+    def run(x, weight, bias, running_mean, running_var, residual=None):
+        running_mean, running_var = running_mean.clone(), running_var.clone()  # F.batch_norm updates them in place
+        y = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        y = y if residual is None else y + residual
+        y = {"none": lambda t: t, "relu": F.relu, "silu": F.silu}[act](y)
+        return {"y": y, "running_mean": running_mean, "running_var": running_var}
+
+    attrs = {"training": training, "eps": eps, "momentum": momentum, "act": act}
+    add(f"batch_norm_{name}", "batch_norm", attrs, inputs, run, ("running_mean", "running_var"), **tolerance)
+
+
+batch_norm("train", (2, 5, 4, 3), True)
+batch_norm("train_relu", (2, 7, 5, 3), True, act="relu")
+batch_norm("train_relu_residual", (3, 8, 3, 3), True, act="relu", residual=True)
+batch_norm("train_silu_residual", (2, 6, 5, 5), True, act="silu", residual=True, eps=1e-3, momentum=0.01)
+batch_norm("train_residual", (1, 33, 7, 1), True, residual=True)
+batch_norm("train_silu_one_channel", (4, 1, 3, 3), True, act="silu", momentum=0.9)
+# Mean far from zero: a variance taken as E[x^2] - E[x]^2 in f32 would be lost here.
+batch_norm("train_offset", (2, 4, 9, 7), True, mean=100.0, spread=0.5, rtol=1e-3, atol=1e-3)
+batch_norm("train_long", (1, 2, 33, 43), True, act="relu")
+batch_norm("train_one_pixel", (5, 16, 1, 1), True)
+batch_norm("eval", (2, 5, 4, 3), False)
+batch_norm("eval_relu_residual", (2, 8, 5, 3), False, act="relu", residual=True)
+batch_norm("eval_silu", (1, 7, 3, 3), False, act="silu", eps=1e-3)
+batch_norm("eval_one_value", (1, 4, 1, 1), False, act="relu")
+
+
+# ------------------------------------------------------------------------------------- linear, pooling, elementwise
+
+
+def linear(name, rows, columns, features, bias=True):
+    def inputs():
+        weight = normal([features, columns])
+        return present(x=normal([rows, columns]), weight=weight, bias=normal([features]) if bias else None)
+
+    add(f"linear_{name}", "linear", {}, inputs, lambda x, weight, bias=None: {"y": F.linear(x, weight, bias)})
+
+
+linear("small", 3, 5, 2)
+linear("no_bias", 7, 33, 9, bias=False)
+linear("one", 1, 1, 1)
+linear("head", 2, 129, 3)
+linear("square", 16, 64, 32)
+
+
+def max_pool(name, shape, kernel, stride, padding, prepare=lambda x: x):
+    def run(x):
+        return {"y": F.max_pool2d(x, kernel, stride, padding)}
+
+    attrs = {"kernel": kernel, "stride": stride, "padding": padding}
+    add(f"max_pool2d_{name}", "max_pool2d", attrs, lambda: {"x": prepare(normal(shape))}, run)
+
+
+max_pool("3x3_s2", (2, 5, 9, 7), [3, 3], [2, 2], [1, 1])
+max_pool("3x3_s2_even", (1, 8, 8, 6), [3, 3], [2, 2], [1, 1])
+max_pool("2x2", (2, 3, 5, 4), [2, 2], [2, 2], [0, 0])
+max_pool("overlap", (1, 4, 6, 5), [3, 3], [1, 1], [1, 1])
+max_pool("2x3_s12", (1, 2, 5, 7), [2, 3], [1, 2], [0, 1])
+max_pool("one_pixel", (2, 3, 1, 1), [3, 3], [2, 2], [1, 1])
+# Many equal values: the gradient goes to the first of them in reading order.
+max_pool("ties", (2, 4, 7, 7), [3, 3], [2, 2], [1, 1], prepare=lambda x: F.relu(x).round())
+# Everything negative: padding must not win.
+max_pool("negative", (1, 3, 5, 5), [3, 3], [2, 2], [1, 1], prepare=lambda x: -1 - x.abs())
+
+for label, shape in {"odd": (2, 5, 7, 3), "one_pixel": (3, 4, 1, 1), "c33": (1, 33, 9, 4)}.items():
+    add(f"global_avg_pool_{label}", "global_avg_pool", {}, lambda shape=shape: {"x": normal(shape)},
+        lambda x: {"y": x.mean((2, 3))})
+
+for op, function in {"relu": F.relu, "silu": F.silu, "gelu": F.gelu, "sigmoid": torch.sigmoid}.items():
+    for label, shape in {"image": (2, 3, 5, 7), "long": (1, 1, 3, 129)}.items():
+        add(f"{op}_{label}", op, {}, lambda shape=shape: {"x": normal(shape, outliers=True)},
+            lambda x, function=function: {"y": function(x)})
+
+
+# ------------------------------------------------------------------------------------- loss and layer norm
+
+
+def cross_entropy(name, rows, classes, class_weight=False, label_smoothing=0.0, scale=1.0):
+    def inputs():
+        return present(
+            logits=scale * normal([rows, classes]),
+            labels=torch.randint(0, classes, (rows,)),
+            class_weight=0.2 + 2 * torch.rand(classes) if class_weight else None,
+        )
+
+    def run(logits, labels, class_weight=None):
+        return {"loss": F.cross_entropy(logits, labels, class_weight, label_smoothing=label_smoothing)}
+
+    add(f"cross_entropy_{name}", "cross_entropy", {"label_smoothing": label_smoothing}, inputs, run, ("class_weight",))
+
+
+cross_entropy("plain", 5, 3)
+cross_entropy("weighted", 7, 3, class_weight=True)
+cross_entropy("smooth", 4, 7, label_smoothing=0.1)
+cross_entropy("weighted_smooth", 9, 5, class_weight=True, label_smoothing=0.2)
+cross_entropy("one_row", 1, 2, class_weight=True)
+cross_entropy("large_logits", 6, 4, scale=200.0)
+cross_entropy("many_classes", 3, 129, label_smoothing=0.05)
+
+
+def layer_norm(name, shape, eps=1e-5, mean=0.0):
+    def inputs():
+        return {"x": mean + normal(shape), "weight": 1 + 0.3 * normal(shape[-1:]), "bias": normal(shape[-1:])}
+
+    def run(x, weight, bias):
+        return {"y": F.layer_norm(x, x.shape[-1:], weight, bias, eps)}
+
+    add(f"layer_norm_{name}", "layer_norm", {"eps": eps}, inputs, run)
+
+
+layer_norm("tokens", (2, 5, 16))
+layer_norm("odd", (7, 33), eps=1e-6)
+layer_norm("long", (2, 3, 129))
+layer_norm("two", (4, 2), eps=1e-3)
+layer_norm("offset", (3, 48), mean=10.0)
+
+
+# ---------------------------------------------------------------------------------------------------- attention
+
+
+def attention(op, name, shape, tables="", sharpness=1.0, scale=None, kernel=None, border=None):
+    """`tables` names the position terms: h, w, b (bias). `sharpness` scales q, and with it the contrast of the softmax."""
+    n, h, w, heads, d = shape
+    rows, cols = kernel or (2 * h - 1, 2 * w - 1)
+    scale = d**-0.5 if scale is None else scale
+    attrs = {"scale": scale} if kernel is None else {"scale": scale, "kernel": kernel, "border": border}
+    function = global_attention if kernel is None else local_attention
+
+    def inputs():
+        return present(
+            q=sharpness * normal(shape),
+            k=normal(shape),
+            v=normal(shape),
+            rel_h=0.5 * normal([rows, heads * d]) if "h" in tables else None,
+            rel_w=0.5 * normal([cols, heads * d]) if "w" in tables else None,
+            bias=normal([heads, rows, cols]) if "b" in tables else None,
+        )
+
+    add(f"{op}_{name}", op, attrs, inputs, lambda **x: {"y": function(**x, **attrs)})
+
+
+def attend_globally(name, shape, tables="", **options):
+    attention("global_attention", name, shape, tables, **options)
+
+
+def attend_locally(name, shape, kernel, border, tables="", **options):
+    attention("local_attention", name, shape, tables, kernel=kernel, border=border, **options)
+
+
+attend_globally("one_pixel", (1, 1, 1, 1, 1), "hwb")
+attend_globally("5x7", (2, 5, 7, 3, 4))
+attend_globally("5x7_rel", (2, 5, 7, 2, 8), "hw")
+attend_globally("5x7_bias", (1, 5, 7, 2, 8), "b")
+attend_globally("9x4_all", (1, 9, 4, 2, 16), "hwb")
+attend_globally("9x4_rel_h", (1, 9, 4, 2, 3), "h")
+attend_globally("4x9_rel_w", (1, 4, 9, 2, 3), "w")
+attend_globally("3x3_d32", (1, 3, 3, 2, 32), "hw")
+attend_globally("7x7_d1", (1, 7, 7, 5, 1), "hwb")
+attend_globally("1x33", (1, 1, 33, 1, 16), "hw")
+attend_globally("43x3", (1, 43, 3, 1, 8), "hwb")
+attend_globally("sharp", (1, 5, 6, 2, 8), "hw", sharpness=20.0)
+attend_globally("unscaled", (1, 4, 5, 2, 16), scale=1.0)
+
+attend_locally("one_pixel_mask", (1, 1, 1, 1, 1), [3, 3], "mask", "hwb")
+attend_locally("one_pixel_zero", (1, 1, 1, 1, 1), [3, 3], "zero", "hwb")
+for border in ("mask", "zero"):
+    attend_locally(f"3x3_{border}", (2, 5, 7, 3, 4), [3, 3], border)
+    attend_locally(f"3x3_{border}_rel", (2, 5, 7, 2, 8), [3, 3], border, "hw")
+    attend_locally(f"5x5_{border}_all", (1, 9, 4, 1, 16), [5, 5], border, "hwb")
+    attend_locally(f"7x7_{border}_rel", (1, 8, 9, 1, 8), [7, 7], border, "hw")
+    attend_locally(f"3x5_{border}_all", (1, 6, 5, 2, 3), [3, 5], border, "hwb")
+    attend_locally(f"1x7_{border}_rel_w", (1, 3, 10, 2, 8), [1, 7], border, "w")
+    attend_locally(f"13x13_{border}_beyond_map", (1, 5, 7, 1, 8), [13, 13], border, "hwb")
+attend_locally("1x1", (1, 3, 5, 2, 3), [1, 1], "mask", "hwb")
+attend_locally("9x1_rel_h", (1, 11, 2, 2, 3), [9, 1], "mask", "h")
+attend_locally("11x3_bias", (1, 7, 5, 1, 8), [11, 3], "zero", "b")
+attend_locally("13x13", (1, 14, 13, 1, 3), [13, 13], "mask", "hw")
+attend_locally("7x7_d32", (1, 7, 7, 1, 32), [7, 7], "mask", "hw")
+attend_locally("7x7_d1", (2, 9, 5, 5, 1), [7, 7], "zero", "hwb")
+attend_locally("1x33_map", (1, 1, 33, 1, 8), [3, 3], "mask", "hw")
+attend_locally("sharp", (1, 6, 7, 2, 8), [5, 5], "mask", "hw", sharpness=20.0)
+attend_locally("unscaled", (1, 5, 4, 2, 8), [3, 3], "zero", scale=1.0)
