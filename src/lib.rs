@@ -1,5 +1,13 @@
 //! Fused 2D self-attention and convolution kernels for CNNs, forward and backward.
 
-pub(crate) mod cpu;
+mod backend;
+mod cpu;
 pub mod error;
+pub mod kernel;
+pub mod ops;
+pub mod tape;
+pub mod tensor;
+
+pub use backend::{Caps, Device, DeviceReport, KernelTime, MemoryStats, device_reports};
 pub use error::{Error, Result};
+pub use tensor::{DType, Tensor};

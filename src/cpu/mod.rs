@@ -1,4 +1,9 @@
-//! CPU kernels: one file per op, plain functions over slices, and the few tools they share ([`gemm`], [`simd`]).
+//! CPU kernels, one file per op: plain functions over slices, the adaptors that a [`crate::kernel::Kernel`] names, and the
+//! few tools they share ([`gemm`], [`simd`]).
+//!
+//! Results do not depend on the number of threads: work is cut into the same pieces whoever does them, and sums are
+//! taken in a fixed order.
 
+pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod simd;

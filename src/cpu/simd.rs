@@ -31,6 +31,14 @@ fn with_avx2_fma<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// What [`fast`] uses here, in words.
+pub(crate) fn description() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    return if has_avx2_fma() { "AVX2 + FMA" } else { "SSE2 (no AVX2: slow)" };
+    #[cfg(not(target_arch = "x86_64"))]
+    std::env::consts::ARCH
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

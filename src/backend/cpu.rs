@@ -1,0 +1,172 @@
+//! The CPU as a device: pooled, aligned host memory; kernels run at once, on rayon's threads.
+
+use super::pool::{Pool, size_class};
+use super::{Backend, Buffer, Caps, KernelTime, Slot};
+use crate::error::{Error, Result};
+use crate::kernel::{CpuArgs, Kernel, Plan, host_slot};
+use std::alloc::Layout;
+use std::any::Any;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// A cache line, and what AVX-512 would want.
+const ALIGNMENT: usize = 64;
+
+pub(crate) struct CpuBackend {
+    caps: Caps,
+    pool: Arc<Pool<Memory>>,
+    profiling: AtomicBool,
+    profile: Mutex<Vec<KernelTime>>,
+}
+
+/// Aligned host memory.
+struct Memory {
+    pointer: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: the memory is owned; who may touch it when is the launch's business (calls on a device happen in order).
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn new(bytes: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(bytes, ALIGNMENT).ok()?;
+        // SAFETY: size classes are never zero. Zeroed, so that no kernel can read uninitialised memory.
+        let pointer = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
+        Some(Self { pointer, layout })
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout in `new`.
+        unsafe { std::alloc::dealloc(self.pointer.as_ptr(), self.layout) }
+    }
+}
+
+/// Memory lent from the pool.
+struct Block {
+    memory: Option<Memory>,
+    pool: Arc<Pool<Memory>>,
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            self.pool.give(memory.layout.size(), memory);
+        }
+    }
+}
+
+fn base(buffer: &Buffer) -> *mut u8 {
+    match &buffer.block::<Block>().memory {
+        Some(memory) => memory.pointer.as_ptr(),
+        None => unreachable!("memory leaves its block only on drop"),
+    }
+}
+
+impl CpuBackend {
+    pub(crate) fn new() -> Self {
+        let caps = Caps {
+            name: "cpu".into(),
+            adapter: format!(
+                "{} threads, {}",
+                rayon::current_num_threads(),
+                crate::cpu::simd::description()
+            ),
+            software: false,
+            workgroup_memory: 0,
+            max_invocations: 1,
+            subgroup: None,
+            f16: false,
+            max_binding: u64::MAX,
+            timestamps: true,
+        };
+        Self {
+            caps,
+            pool: Arc::new(Pool::new()),
+            profiling: AtomicBool::new(false),
+            profile: Mutex::new(Vec::new()),
+        }
+    }
+}
+
+impl Backend for CpuBackend {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Box<dyn Any + Send + Sync>> {
+        let class = size_class(bytes);
+        let memory = self.pool.take(class).or_else(|| Memory::new(class)).or_else(|| {
+            self.pool.trim();
+            Memory::new(class)
+        });
+        match memory {
+            Some(memory) => Ok(Box::new(Block { memory: Some(memory), pool: self.pool.clone() })),
+            None => Err(Error::device(
+                "cpu",
+                format!("out of memory: {class} bytes; use a smaller batch or image"),
+            )),
+        }
+    }
+
+    fn write(&self, dst: &Buffer, offset: usize, data: &[u8]) -> Result<()> {
+        // SAFETY: tensors stay inside their buffers, and launches on this device are over (they run at once).
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), base(dst).add(offset), data.len()) };
+        Ok(())
+    }
+
+    fn read(&self, src: &Buffer, offset: usize, out: &mut [u8]) -> Result<()> {
+        // SAFETY: as in `write`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(base(src).add(offset), out.as_mut_ptr(), out.len())
+        };
+        Ok(())
+    }
+
+    fn copy(&self, src: &Buffer, from: usize, dst: &Buffer, to: usize, bytes: usize) -> Result<()> {
+        // SAFETY: as in `write`; `copy` allows the ranges to overlap.
+        unsafe { std::ptr::copy(base(src).add(from), base(dst).add(to), bytes) };
+        Ok(())
+    }
+
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        _: &Plan,
+        params: &[u8],
+        slots: &[Slot<'_>],
+    ) -> Result<()> {
+        let slots: Vec<_> = slots.iter().map(|s| host_slot(s, base)).collect();
+        // SAFETY: buffers are 64-byte aligned, zeroed when made and alive through the slots' borrow; `Kernel::launch` has
+        // refused written slots that overlap others.
+        let args = unsafe { CpuArgs::new(params, &slots) };
+        if !self.profiling.load(Ordering::Relaxed) {
+            (kernel.cpu)(&args);
+            return Ok(());
+        }
+        let start = Instant::now();
+        (kernel.cpu)(&args);
+        let time = KernelTime { entry: kernel.name, seconds: start.elapsed().as_secs_f64() };
+        self.profile.lock().unwrap_or_else(PoisonError::into_inner).push(time);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_profiling(&self, on: bool) -> Result<()> {
+        self.profiling.store(on, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn take_profile(&self) -> Result<Vec<KernelTime>> {
+        Ok(std::mem::take(&mut self.profile.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}

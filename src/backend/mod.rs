@@ -1,0 +1,270 @@
+//! Devices: memory, copies and kernel launches. A backend knows no op by name.
+
+pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
+pub(crate) mod pool;
+mod select;
+#[cfg(feature = "wgpu")]
+pub(crate) mod wgpu;
+
+pub use select::{DeviceReport, device_reports};
+
+use crate::error::Result;
+use crate::kernel::{Access, Kernel, Plan};
+use std::any::Any;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// What a device is and can do; `plan` functions choose kernel variants by it.
+#[derive(Clone, Debug)]
+pub struct Caps {
+    /// Canonical device string: `cpu`, `wgpu:0`, `cuda:0`.
+    pub name: String,
+    /// The hardware's own name.
+    pub adapter: String,
+    /// Whether it is a GPU driven by a software rasteriser.
+    pub software: bool,
+    /// Bytes of memory shared by a workgroup (WebGPU's default is 16 KiB).
+    pub workgroup_memory: u32,
+    /// Invocations (threads) a workgroup may have (WebGPU's default is 256).
+    pub max_invocations: u32,
+    /// Subgroup (warp) sizes, least and greatest, where kernels may use subgroup operations.
+    pub subgroup: Option<(u32, u32)>,
+    /// Whether kernels may compute with 16-bit floats.
+    pub f16: bool,
+    /// Bytes that one kernel binding may span.
+    pub max_binding: u64,
+    /// Whether [`Device::take_profile`] gives device-side times.
+    pub timestamps: bool,
+}
+
+/// Bytes of tensor memory on a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryStats {
+    /// Bytes of live tensors.
+    pub live: usize,
+    /// The most bytes ever live since the last [`Device::reset_peak`].
+    pub peak: usize,
+}
+
+/// A kernel's time on the device, as [`Device::take_profile`] gives it.
+#[derive(Clone, Debug)]
+pub struct KernelTime {
+    /// The entry point that ran.
+    pub entry: &'static str,
+    /// Seconds on the device.
+    pub seconds: f64,
+}
+
+/// One buffer range handed to a launch.
+pub(crate) struct Slot<'a> {
+    pub(crate) buffer: &'a Buffer,
+    pub(crate) offset: usize,
+    pub(crate) bytes: usize,
+    pub(crate) access: Access,
+}
+
+/// What a device driver must offer. Calls on one device happen in order; results are seen by [`Backend::read`].
+pub(crate) trait Backend: Send + Sync {
+    fn caps(&self) -> &Caps;
+    /// Memory of at least `bytes` bytes; contents unspecified. Dropping the block gives it back to the pool.
+    fn alloc(&self, bytes: usize) -> Result<Box<dyn Any + Send + Sync>>;
+    fn write(&self, dst: &Buffer, offset: usize, data: &[u8]) -> Result<()>;
+    fn read(&self, src: &Buffer, offset: usize, out: &mut [u8]) -> Result<()>;
+    fn copy(&self, src: &Buffer, from: usize, dst: &Buffer, to: usize, bytes: usize) -> Result<()>;
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        plan: &Plan,
+        params: &[u8],
+        slots: &[Slot<'_>],
+    ) -> Result<()>;
+    /// Waits until everything asked for so far is done.
+    fn sync(&self) -> Result<()>;
+    /// Starts or stops timing every launch.
+    fn set_profiling(&self, on: bool) -> Result<()>;
+    fn take_profile(&self) -> Result<Vec<KernelTime>>;
+}
+
+/// A device that tensors live on; cheap to clone.
+#[derive(Clone)]
+pub struct Device(Arc<DeviceInner>);
+
+struct DeviceInner {
+    backend: Box<dyn Backend>,
+    live: AtomicUsize,
+    peak: AtomicUsize,
+    launches: AtomicUsize,
+    guarded: AtomicBool,
+    guards: Mutex<Vec<Weak<Buffer>>>,
+}
+
+/// Device memory owned by tensors.
+pub(crate) struct Buffer {
+    pub(crate) block: Box<dyn Any + Send + Sync>,
+    /// Guard words included.
+    bytes: usize,
+    device: Device,
+}
+
+/// Guard mode: bytes before and after each tensor, and what they and fresh tensors are filled with (a NaN no kernel makes).
+const GUARD: usize = 256;
+const POISON: u32 = 0x7fc0_dead;
+
+impl Device {
+    /// The CPU: always there.
+    pub fn cpu() -> Self {
+        Self::from_backend(Box::new(cpu::CpuBackend::new()))
+    }
+
+    pub(crate) fn from_backend(backend: Box<dyn Backend>) -> Self {
+        Self(Arc::new(DeviceInner {
+            backend,
+            live: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            launches: AtomicUsize::new(0),
+            guarded: AtomicBool::new(false),
+            guards: Mutex::new(Vec::new()),
+        }))
+    }
+
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.0.backend
+    }
+
+    /// What this device is and can do.
+    pub fn caps(&self) -> &Caps {
+        self.0.backend.caps()
+    }
+
+    /// Canonical name: `cpu`, `wgpu:0`, `cuda:0`.
+    pub fn name(&self) -> &str {
+        &self.caps().name
+    }
+
+    /// Whether both handles mean the same opened device.
+    pub fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Waits until everything asked of the device so far is done.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when the device is lost or refused an earlier request.
+    pub fn sync(&self) -> Result<()> {
+        self.0.backend.sync()
+    }
+
+    /// Live and peak bytes of tensors on this device.
+    pub fn memory(&self) -> MemoryStats {
+        MemoryStats {
+            live: self.0.live.load(Ordering::Relaxed),
+            peak: self.0.peak.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Forgets the peak, so that the next [`Device::memory`] tells the peak of what follows.
+    pub fn reset_peak(&self) {
+        self.0.peak.store(self.0.live.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Kernel launches since the device was opened.
+    pub fn launches(&self) -> usize {
+        self.0.launches.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_launch(&self) {
+        self.0.launches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Starts or stops timing every kernel launch.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] where the adapter has no timestamps.
+    pub fn set_profiling(&self, on: bool) -> Result<()> {
+        self.0.backend.set_profiling(on)
+    }
+
+    /// Times of the launches since profiling began or was last taken, in order.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when the device is lost.
+    pub fn take_profile(&self) -> Result<Vec<KernelTime>> {
+        self.0.backend.take_profile()
+    }
+
+    /// From now on fresh tensors are filled with NaN and stand between guard words that [`Device::check_guards`] reads:
+    /// for tests, to catch reads of what was never written and writes out of bounds.
+    pub fn set_guarded(&self, on: bool) {
+        self.0.guarded.store(on, Ordering::Relaxed);
+    }
+
+    /// Checks the guard words of every live tensor that was made in guard mode.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] naming the first overwritten byte position.
+    pub fn check_guards(&self) -> Result<()> {
+        let mut guards = self.0.guards.lock().unwrap_or_else(PoisonError::into_inner);
+        guards.retain(|weak| weak.strong_count() > 0);
+        for buffer in guards.iter().filter_map(Weak::upgrade) {
+            let mut words = vec![0u32; buffer.bytes / 4];
+            self.backend().read(&buffer, 0, bytemuck::cast_slice_mut(&mut words))?;
+            let inner = GUARD / 4..(buffer.bytes - GUARD) / 4;
+            if let Some(at) = (0..words.len()).find(|i| !inner.contains(i) && words[*i] != POISON) {
+                return Err(crate::Error::device(
+                    self.name(),
+                    format!(
+                        "a kernel wrote outside its tensor: word {} of a tensor of {} words",
+                        at as i64 - (GUARD / 4) as i64,
+                        inner.len()
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Memory for a tensor of `bytes` bytes, and the offset at which the tensor starts.
+    pub(crate) fn alloc(&self, bytes: usize) -> Result<(Arc<Buffer>, usize)> {
+        let guarded = self.0.guarded.load(Ordering::Relaxed);
+        let guard = if guarded { GUARD } else { 0 };
+        let bytes = bytes.next_multiple_of(4) + 2 * guard;
+        let block = self.0.backend.alloc(bytes)?;
+        let live = self.0.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.0.peak.fetch_max(live, Ordering::Relaxed);
+        let buffer = Arc::new(Buffer { block, bytes, device: self.clone() });
+        if guarded {
+            self.backend().write(&buffer, 0, bytemuck::cast_slice(&vec![POISON; bytes / 4]))?;
+            let mut guards = self.0.guards.lock().unwrap_or_else(PoisonError::into_inner);
+            guards.push(Arc::downgrade(&buffer));
+        }
+        Ok((buffer, guard))
+    }
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Device({}: {})", self.name(), self.caps().adapter)
+    }
+}
+
+impl Buffer {
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The backend's own block type; a buffer only ever meets the backend that made it.
+    pub(crate) fn block<B: 'static>(&self) -> &B {
+        match self.block.downcast_ref() {
+            Some(block) => block,
+            None => unreachable!("a buffer reached another backend: Kernel::launch checks devices"),
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.device.0.live.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}

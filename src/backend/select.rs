@@ -1,0 +1,133 @@
+//! From a device string to a device.
+
+use super::{Caps, Device};
+use crate::error::{Error, Result};
+
+/// One device that could be asked for, as `doctor` shows it.
+#[derive(Clone, Debug)]
+pub struct DeviceReport {
+    /// The device string: `cpu`, `wgpu:0`, `cuda:0`.
+    pub name: String,
+    /// The hardware's own name, or why the device is not usable and what to do.
+    pub detail: String,
+    /// What it can do; `None` where it cannot be opened.
+    pub caps: Option<Caps>,
+}
+
+/// How to get a Vulkan driver, for messages.
+#[cfg(feature = "wgpu")]
+const NO_ADAPTER: &str = "no GPU adapter found; install a Vulkan driver (Debian/Ubuntu: `apt-get install mesa-vulkan-drivers` \
+     for AMD, Intel and software rendering; NVIDIA: the vendor driver; in containers set NVIDIA_DRIVER_CAPABILITIES=all)";
+
+impl Device {
+    /// Opens a device: `auto`, `cpu`, `wgpu`, `wgpu:1` (by index), `wgpu:nvidia` (by part of the adapter's name), `cuda:0`.
+    ///
+    /// `auto` takes a hardware GPU where there is one, else the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a string of another form, [`Error::Device`] where the device is not there, with what to install.
+    pub fn new(name: &str) -> Result<Self> {
+        let (kind, which) = name.split_once(':').map_or((name, None), |(k, w)| (k, Some(w)));
+        match (kind, which) {
+            ("cpu", None) => Ok(Self::cpu()),
+            ("auto", None) => Ok(hardware().unwrap_or_else(Self::cpu)),
+            ("wgpu", _) => open_wgpu(which),
+            ("cuda", _) => Err(Error::device(name, cuda_message())),
+            _ => Err(Error::usage(format!(
+                "unknown device '{name}': expected auto, cpu, wgpu, wgpu:INDEX, wgpu:PART-OF-NAME or cuda:INDEX"
+            ))),
+        }
+    }
+}
+
+fn hardware() -> Option<Device> {
+    open_wgpu(None).ok().filter(|d| !d.caps().software)
+}
+
+#[cfg(feature = "wgpu")]
+fn open_wgpu(which: Option<&str>) -> Result<Device> {
+    let adapters = super::wgpu::adapters();
+    if adapters.is_empty() {
+        return Err(Error::device("wgpu", NO_ADAPTER));
+    }
+    let name_of = |i: usize| adapters[i].get_info().name;
+    let index = match which.map(|w| (w, w.parse::<usize>())) {
+        None => Some(0),
+        Some((_, Ok(index))) => Some(index).filter(|i| *i < adapters.len()),
+        Some((part, Err(_))) => {
+            (0..adapters.len()).find(|i| name_of(*i).to_lowercase().contains(&part.to_lowercase()))
+        }
+    };
+    let Some(index) = index else {
+        let list: Vec<_> =
+            (0..adapters.len()).map(|i| format!("wgpu:{i} = {}", name_of(i))).collect();
+        let message = format!("no such adapter; there are: {}", list.join(", "));
+        return Err(Error::device(format!("wgpu:{}", which.unwrap_or("0")), message));
+    };
+    let backend = super::wgpu::WgpuBackend::open(&format!("wgpu:{index}"), &adapters[index])?;
+    Ok(Device::from_backend(Box::new(backend)))
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn open_wgpu(_: Option<&str>) -> Result<Device> {
+    Err(Error::device("wgpu", "this build has no wgpu; build with `--features wgpu`"))
+}
+
+fn cuda_message() -> String {
+    #[cfg(feature = "cuda")]
+    return match super::cuda::probe() {
+        Ok(found) => format!(
+            "found {}, but the CUDA kernels are not written yet; use wgpu",
+            found.join(", ")
+        ),
+        Err(why) => why,
+    };
+    #[cfg(not(feature = "cuda"))]
+    "this build has no CUDA; build with `--features cuda`".into()
+}
+
+/// Every device this build knows of, usable or not.
+pub fn device_reports() -> Vec<DeviceReport> {
+    let cpu = Device::cpu();
+    let mut reports = vec![usable(&cpu)];
+    #[cfg(feature = "wgpu")]
+    {
+        let adapters = super::wgpu::adapters();
+        if adapters.is_empty() {
+            reports.push(missing("wgpu", NO_ADAPTER.into()));
+        }
+        for (i, adapter) in adapters.iter().enumerate() {
+            let name = format!("wgpu:{i}");
+            match super::wgpu::WgpuBackend::open(&name, adapter) {
+                Ok(backend) => reports.push(usable(&Device::from_backend(Box::new(backend)))),
+                Err(e) => reports.push(missing(&name, e.to_string())),
+            }
+        }
+    }
+    reports.push(missing("cuda:0", cuda_message()));
+    reports
+}
+
+fn usable(device: &Device) -> DeviceReport {
+    let caps = device.caps().clone();
+    DeviceReport { name: caps.name.clone(), detail: caps.adapter.clone(), caps: Some(caps) }
+}
+
+fn missing(name: &str, detail: String) -> DeviceReport {
+    DeviceReport { name: name.into(), detail, caps: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_device_string_says_what_is_expected() {
+        for name in ["gpu", "cpu:1", "auto:2", "", "vulkan"] {
+            match Device::new(name) {
+                Err(Error::Usage(message)) => assert!(message.contains("wgpu:INDEX"), "{message}"),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+    }
+}
