@@ -85,8 +85,8 @@ unsafe fn tile_avx2<const M: usize>(
     let mut row = [a; M];
     // SAFETY: the caller vouches for all addresses that `sum` reaches.
     unsafe {
-        for (start, &offset) in row.iter_mut().zip(a_rows) {
-            *start = a.add(offset);
+        for i in 0..M {
+            row[i] = a.add(a_rows[i]);
         }
         for segment in 0..sum.segments {
             let mut at = segment * sum.a_segment;
@@ -97,18 +97,22 @@ unsafe fn tile_avx2<const M: usize>(
                     acc[i][0] = _mm256_fmadd_ps(x, b0, acc[i][0]);
                     acc[i][1] = _mm256_fmadd_ps(x, b1, acc[i][1]);
                 }
-                at += sum.a_k;
+                at = at.wrapping_add(sum.a_k);
                 b = b.wrapping_add(sum.b_row);
             }
         }
+        // Plain indices and constants: the accumulators must not need an address, or they are kept in memory.
         let alpha = _mm256_set1_ps(sum.alpha);
-        for (acc, &offset) in acc.iter().zip(c_rows) {
-            let y = c.add(offset);
-            for (half, &v) in acc.iter().enumerate() {
-                let y = y.add(8 * half);
-                let old = if sum.accumulate { _mm256_loadu_ps(y) } else { _mm256_setzero_ps() };
-                _mm256_storeu_ps(y, _mm256_fmadd_ps(alpha, v, old));
+        for i in 0..M {
+            let (y0, y1) = (c.add(c_rows[i]), c.add(c_rows[i]).add(8));
+            let (mut v0, mut v1) =
+                (_mm256_mul_ps(alpha, acc[i][0]), _mm256_mul_ps(alpha, acc[i][1]));
+            if sum.accumulate {
+                v0 = _mm256_add_ps(_mm256_loadu_ps(y0), v0);
+                v1 = _mm256_add_ps(_mm256_loadu_ps(y1), v1);
             }
+            _mm256_storeu_ps(y0, v0);
+            _mm256_storeu_ps(y1, v1);
         }
     }
 }
@@ -138,7 +142,7 @@ unsafe fn tile_any<const M: usize>(
                         *s += x * y;
                     }
                 }
-                at += sum.a_k;
+                at = at.wrapping_add(sum.a_k);
                 b = b.wrapping_add(sum.b_row);
             }
         }

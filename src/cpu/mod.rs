@@ -1,9 +1,11 @@
 //! CPU kernels, one file per op: plain functions over slices, the adaptors that a [`crate::kernel::Kernel`] names, and the
-//! few tools they share ([`gemm`], [`simd`]).
+//! few tools they share ([`gemm`], [`simd`], [`threads`]).
 //!
 //! Results do not depend on the number of threads: work is cut into the same pieces whoever does them, and sums are
 //! taken in a fixed order.
 
+pub(crate) mod conv2d;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod simd;
+pub(crate) mod threads;
