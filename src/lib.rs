@@ -1,6 +1,7 @@
 //! Fused 2D self-attention and convolution kernels for CNNs, forward and backward.
 
 mod backend;
+pub mod cli;
 mod cpu;
 pub mod error;
 pub mod kernel;
