@@ -1,13 +1,9 @@
 //! Run a closure compiled for the vector unit of the CPU at hand.
 //!
-//! Cargo builds for the oldest CPU of an architecture, so a plain loop gets 4-wide vectors and no fused multiply-add. [`fast`] compiles what it
+//! Cargo builds for the oldest CPU of an architecture, so a plain loop gets 4-wide vectors and no fused multiply-add. [`vectorise!`] compiles what it
 //! is given a second time with AVX2 and FMA and picks that version where the CPU has them.
 
-/// Calls `f`, compiled with AVX2 and FMA where the CPU has both.
-///
-/// What `f` calls is compiled that way only if it is inlined: mark inner functions `#[inline(always)]`. The compiler does not reorder float sums:
-/// keep explicit lanes (`[f32; 8]`) where a sum should be vectorised. `f32::mul_add` is one instruction inside, and a slow library call on an
-/// x86-64 CPU without FMA (any since 2013 has it).
+/// Calls `f`, compiled with AVX2 and FMA where the CPU has both. For small closures: see [`vectorise!`].
 #[inline]
 pub(crate) fn fast<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
@@ -18,6 +14,29 @@ pub(crate) fn fast<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// `vectorise!(|| ..)` calls the closure, compiled with AVX2 and FMA where the CPU has both.
+///
+/// What the closure calls is compiled that way only if it is inlined: mark inner functions `#[inline(always)]`. The compiler does not reorder float
+/// sums: keep explicit lanes (`[f32; 8]`) where a sum should be vectorised. `f32::mul_add` is one instruction inside, and a slow library call on an
+/// x86-64 CPU without FMA (any since 2013 has it).
+///
+/// A macro, because the closure has to be written out once for each version: a closure with two callers that is not small is not inlined into
+/// either, and then runs without AVX2 (seen: attention's backward 2x slower, every `mul_add` a call).
+macro_rules! vectorise {
+    ($work:expr) => {{
+        #[cfg(target_arch = "x86_64")]
+        if $crate::cpu::simd::has_avx2_fma() {
+            // SAFETY: the two features were just detected.
+            unsafe { $crate::cpu::simd::with_avx2_fma($work) }
+        } else {
+            ($work)()
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        ($work)()
+    }};
+}
+pub(crate) use vectorise;
+
 /// Whether this CPU has AVX2 and FMA (asked once, then cached by the standard library).
 #[cfg(target_arch = "x86_64")]
 #[inline]
@@ -25,13 +44,15 @@ pub(crate) fn has_avx2_fma() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
 }
 
+/// The fast version of [`vectorise!`]; unsafe to call where the CPU lacks the features.
 #[cfg(target_arch = "x86_64")]
+#[inline]
 #[target_feature(enable = "avx2,fma")]
-fn with_avx2_fma<R>(f: impl FnOnce() -> R) -> R {
+pub(crate) fn with_avx2_fma<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// What [`fast`] uses here, in words.
+/// What [`vectorise!`] uses here, in words.
 pub(crate) fn description() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     return if has_avx2_fma() { "AVX2 + FMA" } else { "SSE2 (no AVX2: slow)" };
@@ -45,5 +66,6 @@ mod tests {
     fn returns_what_the_closure_returns() {
         let x: Vec<f32> = (0..100).map(|i| i as f32).collect();
         assert_eq!(super::fast(|| x.iter().sum::<f32>()), 4950.0);
+        assert_eq!(super::vectorise!(|| x.iter().sum::<f32>()), 4950.0);
     }
 }
