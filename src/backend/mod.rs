@@ -98,6 +98,8 @@ struct DeviceInner {
     launches: AtomicUsize,
     guarded: AtomicBool,
     guards: Mutex<Vec<Weak<Buffer>>>,
+    /// What the guard words of a dropped tensor told.
+    overrun: Mutex<Option<String>>,
 }
 
 /// Device memory owned by tensors.
@@ -105,6 +107,8 @@ pub(crate) struct Buffer {
     pub(crate) block: Box<dyn Any + Send + Sync>,
     /// Guard words included.
     bytes: usize,
+    /// Bytes before and after the tensor's own that nobody may write (0 outside guard mode).
+    guard: usize,
     device: Device,
 }
 
@@ -126,6 +130,7 @@ impl Device {
             launches: AtomicUsize::new(0),
             guarded: AtomicBool::new(false),
             guards: Mutex::new(Vec::new()),
+            overrun: Mutex::new(None),
         }))
     }
 
@@ -200,29 +205,19 @@ impl Device {
         self.0.guarded.store(on, Ordering::Relaxed);
     }
 
-    /// Checks the guard words of every live tensor that was made in guard mode.
+    /// Checks the guard words of every live tensor that was made in guard mode, and reports what was found when a tensor
+    /// was dropped since the last check (workspaces and gradients live only inside an op).
     ///
     /// # Errors
-    /// [`crate::Error::Device`] naming the first overwritten byte position.
+    /// [`crate::Error::Device`] naming the first overwritten word.
     pub fn check_guards(&self) -> Result<()> {
         let mut guards = self.0.guards.lock().unwrap_or_else(PoisonError::into_inner);
         guards.retain(|weak| weak.strong_count() > 0);
+        let mut found = self.0.overrun.lock().unwrap_or_else(PoisonError::into_inner).take();
         for buffer in guards.iter().filter_map(Weak::upgrade) {
-            let mut words = vec![0u32; buffer.bytes / 4];
-            self.backend().read(&buffer, 0, bytemuck::cast_slice_mut(&mut words))?;
-            let inner = GUARD / 4..(buffer.bytes - GUARD) / 4;
-            if let Some(at) = (0..words.len()).find(|i| !inner.contains(i) && words[*i] != POISON) {
-                return Err(crate::Error::device(
-                    self.name(),
-                    format!(
-                        "a kernel wrote outside its tensor: word {} of a tensor of {} words",
-                        at as i64 - (GUARD / 4) as i64,
-                        inner.len()
-                    ),
-                ));
-            }
+            found = found.or(buffer.overrun()?);
         }
-        Ok(())
+        found.map_or(Ok(()), |message| Err(crate::Error::device(self.name(), message)))
     }
 
     /// Memory for a tensor of `bytes` bytes, and the offset at which the tensor starts.
@@ -233,7 +228,7 @@ impl Device {
         let block = self.0.backend.alloc(bytes)?;
         let live = self.0.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.0.peak.fetch_max(live, Ordering::Relaxed);
-        let buffer = Arc::new(Buffer { block, bytes, device: self.clone() });
+        let buffer = Arc::new(Buffer { block, bytes, guard, device: self.clone() });
         if guarded {
             self.backend().write(&buffer, 0, bytemuck::cast_slice(&vec![POISON; bytes / 4]))?;
             let mut guards = self.0.guards.lock().unwrap_or_else(PoisonError::into_inner);
@@ -261,10 +256,33 @@ impl Buffer {
             None => unreachable!("a buffer reached another backend: Kernel::launch checks devices"),
         }
     }
+
+    /// Which guard word was overwritten first, if any.
+    fn overrun(&self) -> Result<Option<String>> {
+        let (guard, len) = (self.guard / 4, (self.bytes - 2 * self.guard) / 4);
+        let mut around = vec![0u32; 2 * guard];
+        let (before, after) = around.split_at_mut(guard);
+        self.device.backend().read(self, 0, bytemuck::cast_slice_mut(before))?;
+        self.device.backend().read(
+            self,
+            self.bytes - self.guard,
+            bytemuck::cast_slice_mut(after),
+        )?;
+        let wrong = around.iter().position(|word| *word != POISON);
+        Ok(wrong.map(|i| {
+            let word = if i < guard { i as i64 - guard as i64 } else { (len + i - guard) as i64 };
+            format!("a kernel wrote outside its tensor: word {word} of a tensor of {len} words")
+        }))
+    }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        if self.guard > 0
+            && let Ok(Some(message)) = self.overrun()
+        {
+            *self.device.0.overrun.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
+        }
         self.device.0.live.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }

@@ -127,5 +127,14 @@ mod tests {
         assert_eq!(y.to_f32().unwrap(), [1.0, 2.0, 3.0]);
         device.backend().write(y.buffer(), y.offset() + 12, &[0; 4]).unwrap();
         assert!(device.check_guards().is_err());
+        drop(y);
+        assert!(device.check_guards().is_err());
+        // A tensor that is gone by the time of the check: its overrun was seen when it was dropped.
+        let z = relu(&x).unwrap();
+        device.backend().write(z.buffer(), z.offset() - 4, &[0; 4]).unwrap();
+        drop(z);
+        let message = device.check_guards().unwrap_err().to_string();
+        assert!(message.contains("word -1 of a tensor of 3 words"), "{message}");
+        device.check_guards().unwrap();
     }
 }
