@@ -8,6 +8,7 @@ pub mod kernel;
 pub mod ops;
 pub mod tape;
 pub mod tensor;
+pub mod verify;
 
 pub use backend::{Caps, Device, DeviceReport, KernelTime, MemoryStats, device_reports};
 pub use error::{Error, Result};

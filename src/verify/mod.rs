@@ -1,0 +1,274 @@
+//! `attn2d verify`: every op against its expected results, on every device.
+//!
+//! Built-in cases (each op's [`OpSpec::cases`]) are compared with the op's plain f64 reference, their gradients with finite
+//! differences of it. Case files bring their own expectations. On each device a case runs twice, with fresh memory
+//! poisoned and guard words round every tensor: the two runs must agree to the bit.
+
+mod case_file;
+mod compare;
+mod report;
+mod trial;
+
+pub use case_file::CaseFile;
+pub use compare::{Atol, Gap, Tolerance, compare};
+
+use crate::backend::{Device, device_reports};
+use crate::error::{Error, Result};
+use crate::ops::case::{Arrays, OpSpec};
+use crate::ops::specs;
+use std::path::{Path, PathBuf};
+use trial::{Results, Trial};
+
+/// What to verify: the options of `attn2d verify`.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Options {
+    /// Devices to run on: all, or a list such as cpu,wgpu:0
+    #[arg(long = "device", value_name = "LIST", default_value = "all")]
+    pub devices: String,
+    /// Devices whose absence is a failure, such as wgpu (any adapter)
+    #[arg(long, value_name = "LIST", default_value = "")]
+    pub require: String,
+    /// Case files, or folders of them, to run beside the built-in cases
+    #[arg(long, value_name = "FILE|DIR", num_args = 1..)]
+    pub cases: Vec<PathBuf>,
+    /// Only this op
+    #[arg(long, value_name = "NAME")]
+    pub op: Option<String>,
+    /// Also write the outcome as JSON to this file
+    #[arg(long, value_name = "OUT")]
+    pub json: Option<PathBuf>,
+}
+
+/// One case on one device.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// The op's name.
+    pub op: String,
+    /// The device's name; empty where the case could not be run on any.
+    pub device: String,
+    /// The case's label, or its file's name.
+    pub case: String,
+    /// The largest error, as a share of the largest expected value.
+    pub error: f64,
+    /// What is wrong, if anything.
+    pub failure: Option<String>,
+}
+
+/// What was verified.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Names of the devices that took part and of their hardware.
+    pub devices: Vec<(String, String)>,
+    /// Devices that are not there, and why.
+    pub skipped: Vec<(String, String)>,
+    /// Required devices that are not there.
+    pub absent: Vec<String>,
+    /// Every case on every device.
+    pub records: Vec<Record>,
+}
+
+impl Outcome {
+    /// Whether every case passed and every required device is there.
+    pub fn passed(&self) -> bool {
+        self.absent.is_empty() && self.failures().next().is_none()
+    }
+
+    /// The records that failed.
+    pub fn failures(&self) -> impl Iterator<Item = &Record> {
+        self.records.iter().filter(|r| r.failure.is_some())
+    }
+}
+
+/// Runs the built-in cases and the case files on the devices, and writes [`Options::json`]. `progress` is told what is
+/// about to run.
+///
+/// # Errors
+/// [`Error::Usage`] for an unknown op or device string, [`Error::Device`] where no device is left to verify,
+/// [`Error::Io`] and [`Error::File`] for a `cases` path that is not there or a JSON file that cannot be written. What
+/// fails in a case is part of the outcome.
+pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Outcome> {
+    let only = options.op.as_deref();
+    if let Some(op) = only {
+        find_op(op).map_err(Error::usage)?;
+    }
+    let (devices, mut outcome) = open_devices(options)?;
+    for spec in specs().into_iter().filter(|spec| only.is_none_or(|op| op == spec.name)) {
+        progress(spec.name);
+        for case in (spec.cases)() {
+            match Trial::built_in(spec, &case) {
+                Ok(trial) => {
+                    outcome.records.extend(devices.iter().map(|device| check(device, &trial)))
+                }
+                Err(e) => outcome.records.push(broken(spec.name, &case.label, &e)),
+            }
+        }
+    }
+    for path in &options.cases {
+        for file in case_file::find(path)? {
+            progress(&file.display().to_string());
+            check_file(&file, only, &devices, &mut outcome);
+        }
+    }
+    if let Some(path) = &options.json {
+        std::fs::write(path, format!("{:#}\n", outcome.to_json()))
+            .map_err(|e| Error::io(path, e))?;
+    }
+    Ok(outcome)
+}
+
+fn check_file(path: &Path, only: Option<&str>, devices: &[Device], outcome: &mut Outcome) {
+    let label = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+    let file = match CaseFile::read(path) {
+        Ok(file) => file,
+        Err(e) => return outcome.records.push(broken("(unreadable)", &label, &e)),
+    };
+    if only.is_some_and(|op| op != file.op) {
+        return;
+    }
+    let trial = find_op(&file.op)
+        .map_err(|message| Error::file(path, message))
+        .and_then(|spec| Trial::from_file(spec, &file));
+    match trial {
+        Ok(trial) => outcome.records.extend(devices.iter().map(|device| check(device, &trial))),
+        Err(e) => outcome.records.push(broken(&file.op, &label, &e)),
+    }
+}
+
+/// A case that no device could be asked for.
+fn broken(op: &str, case: &str, error: &Error) -> Record {
+    Record {
+        op: op.into(),
+        device: String::new(),
+        case: case.into(),
+        error: f64::INFINITY,
+        failure: Some(error.to_string()),
+    }
+}
+
+fn find_op(name: &str) -> Result<&'static OpSpec, String> {
+    let specs = specs();
+    if let Some(spec) = specs.iter().find(|spec| spec.name == name) {
+        return Ok(spec);
+    }
+    let names: Vec<_> = specs.iter().map(|spec| spec.name).collect();
+    Err(format!("unknown op '{name}'; there are {}", names.join(", ")))
+}
+
+/// Runs a case twice and compares the first run with the expectation and the second with the first.
+fn check(device: &Device, trial: &Trial) -> Record {
+    let wanted: Vec<&str> = trial.gradients.keys().map(String::as_str).collect();
+    let (error, failure) = match trial.run(device, &wanted) {
+        Ok(first) => {
+            let gap = judge(trial, &first);
+            let again = gap.failure.or_else(|| match trial.run(device, &wanted) {
+                Ok(second) => first_difference(&first, &second),
+                Err(e) => Some(format!("the second run failed: {e}")),
+            });
+            (gap.error, again)
+        }
+        Err(e) => (f64::INFINITY, Some(e.to_string())),
+    };
+    Record {
+        op: trial.spec.name.into(),
+        device: device.name().into(),
+        case: trial.label.clone(),
+        error,
+        failure,
+    }
+}
+
+/// Compares all expected outputs and gradients; the first failure counts.
+fn judge(trial: &Trial, results: &Results) -> Gap {
+    let mut worst = Gap::default();
+    let sides = [
+        ("", &trial.outputs, &results.outputs),
+        ("the gradient of ", &trial.gradients, &results.gradients),
+    ];
+    for (prefix, expected, given) in sides {
+        for (name, want) in expected {
+            let gap = match given.get(name) {
+                Some(got) => compare(&format!("{prefix}{name}"), got, want, trial.tolerance),
+                None => Gap { error: f64::INFINITY, failure: Some(format!("no output '{name}'")) },
+            };
+            worst.error = worst.error.max(gap.error);
+            worst.failure = worst.failure.or(gap.failure);
+        }
+    }
+    worst
+}
+
+/// Names the first value that differs by a bit between two runs.
+fn first_difference(first: &Results, second: &Results) -> Option<String> {
+    let differs = |a: &Arrays, b: &Arrays, what: &str| {
+        a.iter().find_map(|(name, x)| {
+            let y = &b.get(name)?.data;
+            let at = x.data.iter().zip(y).position(|(p, q)| p.to_bits() != q.to_bits())?;
+            Some(format!(
+                "not deterministic: {what}{name} element {at} was {:e}, then {:e}",
+                x.data[at], y[at]
+            ))
+        })
+    };
+    differs(&first.outputs, &second.outputs, "")
+        .or_else(|| differs(&first.gradients, &second.gradients, "the gradient of "))
+}
+
+/// Opens what was asked for; what is not there is skipped by name, or absent where it is required.
+fn open_devices(options: &Options) -> Result<(Vec<Device>, Outcome)> {
+    let mut outcome = Outcome::default();
+    let mut devices: Vec<Device> = Vec::new();
+    for name in names(&options.devices) {
+        if name == "all" {
+            for report in device_reports() {
+                match report.caps {
+                    Some(_) => open(&report.name, &mut devices, &mut outcome)?,
+                    None => outcome.skipped.push((report.name, report.detail)),
+                }
+            }
+        } else {
+            open(&name, &mut devices, &mut outcome)?;
+        }
+    }
+    for name in names(&options.require).into_iter().filter(|_| !options.require.is_empty()) {
+        let is = |d: &Device| d.name() == name || d.name().starts_with(&format!("{name}:"));
+        if !devices.iter().any(is) && !covered(&name, &devices)? {
+            outcome.absent.push(name);
+        }
+    }
+    if devices.is_empty() {
+        let why: Vec<_> =
+            outcome.skipped.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+        return Err(Error::device(
+            &options.devices,
+            format!("no device to verify ({})", why.join("; ")),
+        ));
+    }
+    outcome.devices = devices.iter().map(|d| (d.name().into(), d.caps().adapter.clone())).collect();
+    Ok((devices, outcome))
+}
+
+/// Whether a device string such as `auto` or `wgpu:nvidia` means one of these devices.
+fn covered(name: &str, devices: &[Device]) -> Result<bool> {
+    match Device::new(name) {
+        Ok(device) => Ok(devices.iter().any(|d| d.name() == device.name())),
+        Err(Error::Device { .. }) => Ok(false),
+        Err(other) => Err(other),
+    }
+}
+
+fn open(name: &str, devices: &mut Vec<Device>, outcome: &mut Outcome) -> Result<()> {
+    match Device::new(name) {
+        Ok(device) if devices.iter().any(|d| d.name() == device.name()) => {}
+        Ok(device) => devices.push(device),
+        Err(Error::Device { message, .. }) => outcome.skipped.push((name.into(), message)),
+        Err(other) => return Err(other),
+    }
+    Ok(())
+}
+
+/// The names of a list with commas; `all` for an empty one.
+fn names(list: &str) -> Vec<String> {
+    let names: Vec<_> =
+        list.split(',').map(str::trim).filter(|n| !n.is_empty()).map(String::from).collect();
+    if names.is_empty() { vec!["all".into()] } else { names }
+}
