@@ -52,10 +52,11 @@ pub fn compare(name: &str, got: &Array, want: &Array, tolerance: Tolerance) -> G
     for (i, (g, w)) in got.data.iter().zip(&want.data).enumerate() {
         let (difference, allowed) = (distance(*g, *w), tolerance.rtol * w.abs() + atol);
         off = f64::max(off, difference);
-        if difference > allowed {
+        if difference > allowed || difference.is_infinite() {
+            let ratio = if difference.is_infinite() { f64::INFINITY } else { difference / allowed };
             count += 1;
-            if difference / allowed > worst.1 {
-                worst = (i, difference / allowed);
+            if ratio > worst.1 {
+                worst = (i, ratio);
             }
         }
     }
