@@ -1,2 +1,7 @@
 //! The `attn2d` program.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    attn2d::cli::main()
+}

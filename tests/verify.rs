@@ -207,3 +207,30 @@ fn the_outcome_is_written_as_json() {
     assert_eq!(value["records"][0]["op"], "relu");
     assert_eq!(value["devices"][0]["name"], "cpu");
 }
+
+#[test]
+fn the_program_prints_the_table_and_its_exit_code_tells() {
+    let program = |args: &[&str]| {
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_attn2d"))
+            .arg("verify")
+            .args(args)
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (out.status.code(), text(&out.stdout), text(&out.stderr))
+    };
+    let (code, table, _) = program(&["--device", "cpu", "--op", "relu"]);
+    assert!(code == Some(0) && table.contains("relu  ") && table.contains("passed"), "{table}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("wrong.safetensors");
+    write(&path, &[("op", "relu")], &[("in.x", &[1], &[1.0]), ("out.y", &[1], &[2.0])]);
+    let (code, table, _) =
+        program(&["--device", "cpu", "--op", "relu", "--cases", path.to_str().unwrap()]);
+    assert!(code == Some(1) && table.contains("FAIL relu on cpu, case 'wrong'"), "{table}");
+
+    let (code, _, error) = program(&["--device", "cpu", "--op", "reloo"]);
+    assert!(code == Some(2) && error.starts_with("error: unknown op 'reloo'"), "{error}");
+    let (code, table, _) = program(&["--device", "cpu", "--op", "relu", "--require", "cuda:99"]);
+    assert!(code == Some(1) && table.contains("FAIL required device cuda:99"), "{table}");
+}

@@ -39,9 +39,9 @@ impl fmt::Display for Outcome {
                 self.skipped.len()
             ),
             (false, 0) => {
-                write!(f, "FAILED: a required device is absent; {all} cases passed on the others")
+                write!(f, "FAILED: a required device is absent; {all} runs passed")
             }
-            (false, _) => write!(f, "FAILED: {failed} of {all} cases"),
+            (false, _) => write!(f, "FAILED: {failed} of {all} runs"),
         }
     }
 }
