@@ -7,5 +7,6 @@
 pub(crate) mod conv2d;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
+pub(crate) mod lanes;
 pub(crate) mod simd;
 pub(crate) mod threads;
