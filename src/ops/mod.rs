@@ -2,13 +2,17 @@
 //! cases that parity tests, gradient checks, benchmarks and `attn2d verify` all walk.
 
 pub mod case;
+pub(crate) mod conv2d;
 mod elementwise;
+mod linear;
 
+pub use conv2d::{Conv2d, conv2d};
 pub use elementwise::{add, relu};
+pub use linear::linear;
 
 use case::OpSpec;
 
 /// Every op that has conformance cases.
 pub fn specs() -> Vec<&'static OpSpec> {
-    vec![&elementwise::RELU]
+    vec![&elementwise::RELU, &conv2d::CONV2D, &linear::LINEAR]
 }

@@ -1,0 +1,187 @@
+//! Weight gradient: dW[o, tap, c] = sum over pixels of dy[pixel, o] * x[pixel under tap, c]: a matrix product with the pixels as inner dimension, summed in
+//! blocks of fixed size in fixed order. Rows of A are outputs, columns of B the weight's columns, so that the result lies as the weight does; both
+//! are packed, for their rows are a whole pixel apart.
+
+use super::Dims;
+use crate::cpu::gemm::{COLS, ROWS, Sum, tile, tile_narrow};
+use crate::cpu::threads::{SharedMut, with_scratch};
+use crate::ops::conv2d::Conv2dParams;
+use rayon::prelude::*;
+
+/// Pixels a block of the weight gradient sums over: 16 columns of them are 24 KiB and stay in L1.
+const BLOCK: usize = 384;
+/// Floats of dy packed at a time: 1 MiB.
+const PACKED_DY: usize = 256 * 1024;
+
+/// dw[o,r,s,c] = sum over n,p,q of dy[n,p,q,o] * x[n, p*stride+r-pad, q*stride+s-pad, c].
+pub(super) fn weight_gradient(params: &Conv2dParams, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    let mut d = Dims::new(params);
+    if d.pointwise() {
+        d = Dims { n: 1, h: 1, w: d.n * d.h * d.w, p: 1, q: d.n * d.p * d.q, ..d };
+    }
+    let (pixels, depth) = (d.n * d.p * d.q, d.kh * d.kw * d.c);
+    if pixels == 0 || dw.is_empty() {
+        return dw.fill(0.0);
+    }
+    let tiles = d.o.div_ceil(ROWS);
+    let step = (PACKED_DY / (tiles * ROWS * BLOCK)).max(1) * BLOCK;
+    let dw = SharedMut::new(dw);
+    for first in (0..pixels).step_by(step) {
+        let blocks: Vec<_> = (first..pixels.min(first + step))
+            .step_by(BLOCK)
+            .map(|a| a..pixels.min(a + BLOCK))
+            .collect();
+        with_scratch(blocks.len() * tiles * ROWS * BLOCK, |packed| {
+            let parts = packed.par_chunks_exact_mut(tiles * ROWS * BLOCK);
+            parts.zip(&blocks).for_each(|(part, block)| {
+                pack_dy(&dy[block.start * d.o..block.end * d.o], d.o, part)
+            });
+            (0..depth.div_ceil(COLS)).into_par_iter().with_max_len(1).for_each(|j| {
+                with_scratch(BLOCK * COLS, |patches| {
+                    for (block, part) in
+                        blocks.iter().zip(packed.chunks_exact(tiles * ROWS * BLOCK))
+                    {
+                        pack_patches(&d, x, block.clone(), j * COLS, patches);
+                        add_block(&d, block.len(), block.start > 0, j * COLS, part, patches, dw);
+                    }
+                });
+            });
+        });
+    }
+}
+
+/// packed[tile][pixel][6] = dy[pixel][6 outputs of the tile].
+fn pack_dy(dy: &[f32], o: usize, packed: &mut [f32]) {
+    for (i, pixel) in dy.chunks_exact(o).enumerate() {
+        let mut tiles = pixel.chunks_exact(ROWS);
+        let mut at = i * ROWS;
+        for six in &mut tiles {
+            packed[at..at + ROWS].copy_from_slice(six);
+            at += BLOCK * ROWS;
+        }
+        let rest = tiles.remainder();
+        if !rest.is_empty() {
+            packed[at..at + rest.len()].copy_from_slice(rest);
+        }
+    }
+}
+
+/// patches[pixel][0..16] = what dw's columns `first..first + 16` (counted through r, s, c) see of x at that pixel: zero in the border.
+fn pack_patches(
+    d: &Dims,
+    x: &[f32],
+    pixels: std::ops::Range<usize>,
+    first: usize,
+    patches: &mut [f32],
+) {
+    let end = (first + COLS).min(d.kh * d.kw * d.c);
+    let mut column = first;
+    while column < end {
+        // A run of columns under one tap.
+        let (tap, channel) = (column / d.c, column % d.c);
+        let len = (end - column).min(d.c - channel);
+        let mut pixel = pixels.start;
+        while pixel < pixels.end {
+            // A run of pixels in one output row.
+            let (row, q) = (pixel / d.q, pixel % d.q);
+            let run = (pixels.end - pixel).min(d.q - q);
+            let out = &mut patches[(pixel - pixels.start) * COLS..][..run * COLS];
+            pack_run(d, x, row, q, tap, channel, len, column - first, out);
+            pixel += run;
+        }
+        column += len;
+    }
+}
+
+/// Columns `column..column + len` of the patches of a run of pixels in output row `row` (counted through all images), from pixel `q` on.
+fn pack_run(
+    d: &Dims,
+    x: &[f32],
+    row: usize,
+    q: usize,
+    tap: usize,
+    channel: usize,
+    len: usize,
+    column: usize,
+    patches: &mut [f32],
+) {
+    let (image, p) = (row / d.p, row % d.p);
+    let (r, s) = (tap / d.kw, tap % d.kw);
+    let h = (p * d.stride.0 + r).wrapping_sub(d.pad.0);
+    let run = patches.len() / COLS;
+    // Pixels q.. with 0 <= q * stride + s - pad < w.
+    let inside_from = d.pad.1.saturating_sub(s).div_ceil(d.stride.1).clamp(q, q + run) - q;
+    let inside_to = if h < d.h {
+        (d.w + d.pad.1).saturating_sub(s).div_ceil(d.stride.1).clamp(q + inside_from, q + run) - q
+    } else {
+        inside_from
+    };
+    let (before, rest) = patches.split_at_mut(inside_from * COLS);
+    let (inside, after) = rest.split_at_mut((inside_to - inside_from) * COLS);
+    for pixel in before.chunks_exact_mut(COLS).chain(after.chunks_exact_mut(COLS)) {
+        pixel[column..column + len].fill(0.0);
+    }
+    if inside.is_empty() {
+        return;
+    }
+    let from =
+        ((image * d.h + h) * d.w + (q + inside_from) * d.stride.1 + s - d.pad.1) * d.c + channel;
+    let pixels = inside.chunks_exact_mut(COLS).zip(x[from..].chunks(d.stride.1 * d.c));
+    if len == COLS {
+        for (patch, x) in pixels {
+            patch.copy_from_slice(&x[..COLS]);
+        }
+    } else {
+        for (patch, x) in pixels {
+            for (a, b) in patch[column..column + len].iter_mut().zip(&x[..len]) {
+                *a = *b;
+            }
+        }
+    }
+}
+
+/// Adds one block of pixels to columns `first..first + 16` of dw (or starts them with it).
+fn add_block(
+    d: &Dims,
+    pixels: usize,
+    accumulate: bool,
+    first: usize,
+    dy: &[f32],
+    patches: &[f32],
+    dw: SharedMut,
+) {
+    let depth = d.kh * d.kw * d.c;
+    let cols = COLS.min(depth - first);
+    let sum = Sum {
+        k: pixels,
+        a_k: ROWS,
+        segments: 1,
+        a_segment: 0,
+        b_row: COLS,
+        alpha: 1.0,
+        accumulate,
+    };
+    let a_rows: [usize; ROWS] = std::array::from_fn(|i| i);
+    for (six, part) in dy.chunks_exact(ROWS * BLOCK).enumerate() {
+        let rows = ROWS.min(d.o - six * ROWS);
+        let dw_rows: [usize; ROWS] = std::array::from_fn(|i| (six * ROWS + i) * depth);
+        let dw = dw.ptr().wrapping_add(first);
+        // SAFETY: a part holds BLOCK pixels of 6, the patches BLOCK pixels of 16; these columns of dw belong to this task alone.
+        unsafe {
+            if cols == COLS {
+                tile(&sum, rows, part.as_ptr(), &a_rows, patches.as_ptr(), dw, &dw_rows);
+            } else {
+                tile_narrow(
+                    &sum,
+                    rows,
+                    cols,
+                    part.as_ptr(),
+                    &a_rows,
+                    patches.as_ptr(),
+                    dw,
+                    &dw_rows,
+                );
+            }
+        }
+    }
+}

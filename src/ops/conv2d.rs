@@ -1,0 +1,470 @@
+//! 2D convolution: forward, and the gradients of input, weight and bias. [`super::linear`] is made of the same kernels.
+
+use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
+use crate::Caps;
+use crate::cpu::conv2d as cpu;
+use crate::error::{Error, Result};
+use crate::kernel::{Access, Kernel, MAX_GROUPS, Plan, params, require_f32};
+use crate::tape;
+use crate::tensor::Tensor;
+use bytemuck::{Pod, Zeroable};
+
+const WGSL: &str = include_str!("../../shaders/conv2d.wgsl");
+
+/// Shape of a convolution: the parameter block of its kernels. Counts of pixels or channels.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub(crate) struct Conv2dParams {
+    /// Images, input rows, columns and channels.
+    pub(crate) n: u32,
+    pub(crate) h: u32,
+    pub(crate) w: u32,
+    pub(crate) c: u32,
+    /// Output channels, kernel rows and columns, output rows and columns.
+    pub(crate) o: u32,
+    pub(crate) kh: u32,
+    pub(crate) kw: u32,
+    pub(crate) p: u32,
+    pub(crate) q: u32,
+    pub(crate) stride_h: u32,
+    pub(crate) stride_w: u32,
+    /// Rows of zeros above and below, columns of zeros left and right.
+    pub(crate) pad_h: u32,
+    pub(crate) pad_w: u32,
+    /// 1 where there is a bias.
+    pub(crate) bias: u32,
+    /// Weight and bias gradient: into how many parts the pixels are cut.
+    pub(crate) parts: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SumParams {
+    len: u32,
+    parts: u32,
+}
+
+/// Options of [`conv2d`], along height and width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2d {
+    /// Input pixels from one output pixel to the next.
+    pub stride: (usize, usize),
+    /// Rows of zeros above and below, columns of zeros left and right.
+    pub padding: (usize, usize),
+    /// Input pixels from one kernel tap to the next; only 1 is supported.
+    pub dilation: (usize, usize),
+    /// Groups of channels that do not mix; only 1 is supported.
+    pub groups: usize,
+}
+
+impl Default for Conv2d {
+    fn default() -> Self {
+        Self { stride: (1, 1), padding: (0, 0), dilation: (1, 1), groups: 1 }
+    }
+}
+
+/// Output channels an invocation, and pixels a workgroup: as in the shader.
+const CHANNELS: u32 = 8;
+const PIXELS: u32 = 256;
+/// One grid axis runs over channels.
+const MOST_CHANNELS: usize = MAX_GROUPS as usize * CHANNELS as usize;
+
+fn pixel_grid(pixels: u32, channels: u32, copies: u32) -> [u32; 3] {
+    let blocks = pixels.div_ceil(PIXELS).max(1);
+    let x = blocks.min(MAX_GROUPS);
+    [x, channels.div_ceil(CHANNELS), blocks.div_ceil(x) * copies]
+}
+
+static CONV2D_FWD: Kernel = Kernel {
+    name: "conv2d_fwd_f32",
+    bindings: &[
+        ("x", Access::Read),
+        ("w", Access::Read),
+        ("bias", Access::Read),
+        ("y", Access::Write),
+    ],
+    cpu: cpu::fwd,
+    wgsl: WGSL,
+    cuda: None,
+    plan: |bytes, _: &Caps| {
+        let p: Conv2dParams = params(bytes);
+        let plan = Plan { entry: "", grid: pixel_grid(p.n * p.p * p.q, p.o, 1) };
+        if p.c.is_multiple_of(4) { plan.entry("conv2d_fwd_vec4_f32") } else { plan }
+    },
+};
+
+static CONV2D_DGRAD: Kernel = Kernel {
+    name: "conv2d_dgrad_f32",
+    bindings: &[("dy", Access::Read), ("w", Access::Read), ("dx", Access::Write)],
+    cpu: cpu::dgrad,
+    wgsl: WGSL,
+    cuda: None,
+    plan: |bytes, _: &Caps| {
+        let p: Conv2dParams = params(bytes);
+        let pixels = p.n * p.h.div_ceil(p.stride_h) * p.w.div_ceil(p.stride_w);
+        let plan = Plan { entry: "", grid: pixel_grid(pixels, p.c, p.stride_h * p.stride_w) };
+        if vectors(&p) { plan.entry("conv2d_dgrad_vec4_f32") } else { plan }
+    },
+};
+
+/// Its output has `parts` copies of the weight, which `CONV2D_SUM` adds up.
+static CONV2D_WGRAD: Kernel = Kernel {
+    name: "conv2d_wgrad_f32",
+    bindings: &[("x", Access::Read), ("dy", Access::Read), ("dw", Access::Write)],
+    cpu: cpu::wgrad,
+    wgsl: WGSL,
+    cuda: None,
+    plan: |bytes, _: &Caps| {
+        let p: Conv2dParams = params(bytes);
+        let [x, y] = weight_grid(&p);
+        let plan = Plan { entry: "", grid: [x, y, p.parts] };
+        if vectors(&p) { plan.entry("conv2d_wgrad_vec4_f32") } else { plan }
+    },
+};
+
+/// Its output has `parts` copies of the bias.
+static CONV2D_DBIAS: Kernel = Kernel {
+    name: "conv2d_dbias_f32",
+    bindings: &[("dy", Access::Read), ("db", Access::Write)],
+    cpu: cpu::dbias,
+    wgsl: WGSL,
+    cuda: None,
+    plan: |bytes, _: &Caps| {
+        let p: Conv2dParams = params(bytes);
+        Plan { entry: "", grid: [p.o.div_ceil(64), p.parts, 1] }
+    },
+};
+
+static CONV2D_SUM: Kernel = Kernel {
+    name: "conv2d_sum_f32",
+    bindings: &[("sums", Access::Read), ("out", Access::Write)],
+    cpu: cpu::sum,
+    wgsl: WGSL,
+    cuda: None,
+    plan: |bytes, _: &Caps| Plan::items(params::<SumParams>(bytes).len as usize, 256),
+};
+
+/// Whether both channel counts allow vec4 loads.
+fn vectors(p: &Conv2dParams) -> bool {
+    p.c.is_multiple_of(4) && p.o.is_multiple_of(4)
+}
+
+/// Workgroups over the columns and rows of the weight.
+fn weight_grid(p: &Conv2dParams) -> [u32; 2] {
+    let columns = p.kh * p.kw * if vectors(p) { p.c / 4 } else { p.c };
+    [columns.div_ceil(64), p.o.div_ceil(CHANNELS)]
+}
+
+/// Into how many parts a GPU cuts the pixels of a weight gradient: enough to fill a large GPU (the weight of an early layer is small), and none so long
+/// that its sum loses precision. Depends on the shape alone, so that results do not differ between GPUs by it. The CPU needs no parts.
+fn weight_parts(p: &Conv2dParams, device: &crate::Device) -> u32 {
+    if device.name() == "cpu" {
+        return 1;
+    }
+    const WORKGROUPS: u32 = 1024;
+    const LONGEST: u32 = 4096;
+    const SHORTEST: u32 = 64;
+    let pixels = p.n * p.p * p.q;
+    let [x, y] = weight_grid(p);
+    (WORKGROUPS / (x * y)).max(pixels.div_ceil(LONGEST)).clamp(1, pixels.div_ceil(SHORTEST))
+}
+
+impl Conv2dParams {
+    /// A linear layer on `rows` rows: 1x1 over images of one pixel.
+    pub(super) fn pointwise(rows: usize, c: usize, o: usize, bias: bool) -> Result<Self> {
+        if o > MOST_CHANNELS || c > MOST_CHANNELS {
+            let message =
+                format!("at most {MOST_CHANNELS} features are supported, got {c} and {o}");
+            return Err(Error::shape("linear", message));
+        }
+        let one = Self::from_counts([rows, 1, 1, c], [o, 1, 1], [1, 1], (1, 1), (0, 0));
+        Ok(Self { bias: u32::from(bias), ..one })
+    }
+
+    fn from_counts(
+        x: [usize; 4],
+        w: [usize; 3],
+        y: [usize; 2],
+        stride: (usize, usize),
+        pad: (usize, usize),
+    ) -> Self {
+        let ([n, h, width, c], [o, kh, kw], [p, q]) =
+            (x.map(|v| v as u32), w.map(|v| v as u32), y.map(|v| v as u32));
+        Self {
+            n,
+            h,
+            w: width,
+            c,
+            o,
+            kh,
+            kw,
+            p,
+            q,
+            stride_h: stride.0 as u32,
+            stride_w: stride.1 as u32,
+            pad_h: pad.0 as u32,
+            pad_w: pad.1 as u32,
+            bias: 0,
+            parts: 1,
+        }
+    }
+}
+
+impl Conv2d {
+    /// The parameter block, where the shapes fit: the one place where they are checked.
+    fn check(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Conv2dParams> {
+        const OP: &str = "conv2d";
+        let fail = |message: String| Err(Error::shape(OP, message));
+        require_f32(OP, "x", x)?;
+        require_f32(OP, "weight", w)?;
+        let [n, h, width, c] = x.dims(OP, "x")?;
+        let [o, kh, kw, wc] = w.dims(OP, "weight")?;
+        if self.groups != 1 || self.dilation != (1, 1) {
+            return fail(format!(
+                "groups = 1 and dilation = (1, 1) are supported, got groups = {} and dilation = {:?}",
+                self.groups, self.dilation
+            ));
+        }
+        if c != wc {
+            return fail(format!(
+                "x {:?} has {c} channels (last axis), weight {:?} expects {wc} (its last axis)",
+                x.shape(),
+                w.shape()
+            ));
+        }
+        if let Some(bias) = bias {
+            require_f32(OP, "bias", bias)?;
+            if bias.shape() != [o] {
+                return fail(format!("bias must be [{o}], got {:?}", bias.shape()));
+            }
+        }
+        let p = output_size("height", h, kh, self.stride.0, self.padding.0)?;
+        let q = output_size("width", width, kw, self.stride.1, self.padding.1)?;
+        if c > MOST_CHANNELS || o > MOST_CHANNELS {
+            return fail(format!(
+                "at most {MOST_CHANNELS} channels are supported, got {c} and {o}"
+            ));
+        }
+        let counts = ([n, h, width, c], [o, kh, kw], [p, q]);
+        let p = Conv2dParams::from_counts(counts.0, counts.1, counts.2, self.stride, self.padding);
+        Ok(Conv2dParams { bias: u32::from(bias.is_some()), ..p })
+    }
+}
+
+fn output_size(
+    axis: &str,
+    size: usize,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+) -> Result<usize> {
+    // Far beyond any network, and small enough that no sum of them overflows.
+    const MOST_STRIDE: usize = 64;
+    const MOST_PADDING: usize = 1 << 16;
+    if stride == 0 || stride > MOST_STRIDE || padding > MOST_PADDING {
+        return Err(Error::shape(
+            "conv2d",
+            format!(
+                "{axis}: stride must be 1 to {MOST_STRIDE} and padding at most {MOST_PADDING}, got {stride} and {padding}"
+            ),
+        ));
+    }
+    if kernel > size + 2 * padding {
+        return Err(Error::shape(
+            "conv2d",
+            format!(
+                "{axis}: a kernel of {kernel} does not fit an input of {size} with padding {padding}"
+            ),
+        ));
+    }
+    Ok((size + 2 * padding - kernel) / stride + 1)
+}
+
+/// `y[n,p,q,o] = bias[o] + sum over r,s,c of x[n, p*stride+r-padding, q*stride+s-padding, c] * w[o,r,s,c]`, zeros outside x.
+///
+/// x `[N, H, W, C]`, w `[O, kh, kw, C]`, bias `[O]`, y `[N, P, Q, O]` with `P = (H + 2*padding - kh) / stride + 1` and Q likewise. Gradients for x, w and bias.
+///
+/// # Errors
+/// [`Error::Shape`] where shapes or options do not fit, naming what is supported.
+pub fn conv2d(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, options: Conv2d) -> Result<Tensor> {
+    let p = options.check(x, w, bias)?;
+    let shape = [p.n, p.p, p.q, p.o].map(|v| v as usize);
+    forward("conv2d", p, &shape, x, w, bias)
+}
+
+/// The convolution `p` on the tape as `op`, with an output of `shape` (as many elements as [N, P, Q, O] has).
+pub(super) fn forward(
+    op: &'static str,
+    p: Conv2dParams,
+    shape: &[usize],
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    let y = Tensor::empty(x.device(), shape)?;
+    // Something has to be bound where there is no bias; the kernels do not look at it then.
+    CONV2D_FWD.launch(&p, &[x, w, bias.unwrap_or(w), &y])?;
+    let mut inputs = vec![x, w];
+    inputs.extend(bias);
+    let saved = (x.detach(), w.detach());
+    Ok(tape::record(op, &inputs, y, move |dy, needs| {
+        let (x, w) = saved;
+        let mut grads = vec![None, None];
+        if needs[0] {
+            let dx = Tensor::empty(x.device(), x.shape())?;
+            CONV2D_DGRAD.launch(&p, &[dy, &w, &dx])?;
+            grads[0] = Some(dx);
+        }
+        if needs[1] {
+            let parts = weight_parts(&p, x.device());
+            grads[1] = Some(in_parts(p, parts, w.shape(), &CONV2D_WGRAD, &[&x, dy])?);
+        }
+        if needs.get(2) == Some(&true) {
+            let pixels = p.n * p.p * p.q;
+            let parts = if x.device().name() == "cpu" { 1 } else { pixels.div_ceil(256).min(1024) };
+            grads.push(Some(in_parts(p, parts, &[p.o as usize], &CONV2D_DBIAS, &[dy])?));
+        } else {
+            grads.push(None);
+        }
+        Ok(grads)
+    }))
+}
+
+/// Runs a gradient kernel that leaves `parts` partial sums, and adds them up.
+fn in_parts(
+    p: Conv2dParams,
+    parts: u32,
+    shape: &[usize],
+    kernel: &'static Kernel,
+    inputs: &[&Tensor],
+) -> Result<Tensor> {
+    let p = Conv2dParams { parts, ..p };
+    let device = inputs[0].device();
+    let out = Tensor::empty(device, shape)?;
+    let mut bindings = inputs.to_vec();
+    if parts == 1 {
+        bindings.push(&out);
+        kernel.launch(&p, &bindings)?;
+    } else {
+        let sums = Tensor::empty(device, &[parts as usize, out.numel()])?;
+        bindings.push(&sums);
+        kernel.launch(&p, &bindings)?;
+        CONV2D_SUM.launch(&SumParams { len: out.numel() as u32, parts }, &[&sums, &out])?;
+    }
+    Ok(out)
+}
+
+/// Conformance of [`conv2d`].
+pub(crate) static CONV2D: OpSpec = OpSpec {
+    name: "conv2d",
+    inputs: &[
+        Port::new("x", Layout::Image),
+        Port::new("weight", Layout::Weight),
+        Port::new("bias", Layout::Plain).optional(),
+    ],
+    outputs: &[Port::new("y", Layout::Image)],
+    attrs: &["stride", "padding", "dilation", "groups"],
+    cases,
+    run: |attrs: &Attrs, t: &Tensors| {
+        let options = options(attrs)?;
+        let (x, w) = (need("conv2d", t, "x")?, need("conv2d", t, "weight")?);
+        Ok(Tensors::from([("y".into(), conv2d(x, w, t.get("bias"), options)?)]))
+    },
+    reference,
+};
+
+fn options(attrs: &Attrs) -> Result<Conv2d> {
+    Ok(Conv2d {
+        stride: attrs.pair("stride", [1, 1])?,
+        padding: attrs.pair("padding", [0, 0])?,
+        dilation: attrs.pair("dilation", [1, 1])?,
+        groups: attrs.usize("groups", 1)?,
+    })
+}
+
+fn cases() -> Vec<Case> {
+    let case =
+        |label: &str, x: [usize; 4], w: [usize; 4], stride: [usize; 2], padding: [usize; 2]| {
+            Case::new(label)
+                .attr("stride", stride.to_vec())
+                .attr("padding", padding.to_vec())
+                .normal("x", &x)
+                .normal("weight", &w)
+        };
+    vec![
+        case("one element", [1, 1, 1, 1], [1, 1, 1, 1], [1, 1], [0, 0]),
+        case("3x3", [1, 5, 4, 4], [8, 3, 3, 4], [1, 1], [1, 1]),
+        case("3x3 odd channels and bias", [2, 4, 7, 5], [7, 3, 3, 5], [1, 1], [1, 1])
+            .normal("bias", &[7]),
+        case("3x3 stride 2", [2, 5, 6, 4], [8, 3, 3, 4], [2, 2], [1, 1]).normal("bias", &[8]),
+        case("1x1", [1, 7, 5, 8], [12, 1, 1, 8], [1, 1], [0, 0]),
+        case("1x1 stride 2", [2, 7, 5, 4], [4, 1, 1, 4], [2, 2], [0, 0]),
+        case("one-pixel map", [2, 1, 1, 33], [4, 1, 1, 33], [1, 1], [0, 0]).normal("bias", &[4]),
+        case("one-pixel map under 3x3", [1, 1, 1, 4], [4, 3, 3, 4], [1, 1], [1, 1]),
+        case("oblong kernel, stride and padding", [1, 7, 9, 3], [5, 2, 5, 3], [3, 1], [0, 2]),
+        case("stride past the kernel", [1, 8, 7, 4], [4, 2, 1, 4], [3, 4], [1, 0]),
+        case("padding past the kernel", [1, 3, 2, 1], [2, 1, 3, 1], [1, 1], [2, 4]),
+        case("stem, C = 3", [1, 15, 13, 3], [10, 7, 7, 3], [2, 2], [3, 3]).no_gradcheck(),
+        case("a tile and more, C = 1", [1, 33, 33, 1], [17, 3, 3, 1], [1, 1], [1, 1])
+            .normal("bias", &[17])
+            .no_gradcheck(),
+        case("a tile and more", [2, 14, 13, 32], [36, 3, 3, 32], [1, 1], [1, 1]).no_gradcheck(),
+        case("a tile and more, stride 2", [1, 27, 29, 16], [129, 3, 3, 16], [2, 2], [1, 1])
+            .no_gradcheck(),
+        case("odd channels beyond a tile", [1, 9, 7, 33], [65, 3, 3, 33], [1, 2], [1, 1])
+            .no_gradcheck(),
+    ]
+}
+
+fn reference(attrs: &Attrs, a: &Arrays) -> Result<Arrays> {
+    let options = options(attrs)?;
+    let (x, w) = (need("conv2d", a, "x")?, need("conv2d", a, "weight")?);
+    let (out, (kh, kw)) = (w.shape[0], (w.shape[1], w.shape[2]));
+    let [n, h, width, c] = [0, 1, 2, 3].map(|i| x.shape[i]);
+    let p = output_size("height", h, kh, options.stride.0, options.padding.0)?;
+    let q = output_size("width", width, kw, options.stride.1, options.padding.1)?;
+    let mut y = Array::zeros(&[n, p, q, out]);
+    for i in 0..y.data.len() {
+        let (o, col, row, image) = (i % out, i / out % q, i / out / q % p, i / out / q / p);
+        let mut sum = a.get("bias").map_or(0.0, |b| b.get(&[o]));
+        for tap in 0..kh * kw {
+            let (r, s) = (tap / kw, tap % kw);
+            let (y, x_) = (row * options.stride.0 + r, col * options.stride.1 + s);
+            // In the padded image; the border is zero.
+            if y < options.padding.0 || x_ < options.padding.1 {
+                continue;
+            }
+            let (y, x_) = (y - options.padding.0, x_ - options.padding.1);
+            if y >= h || x_ >= width {
+                continue;
+            }
+            sum += (0..c).map(|k| x.get(&[image, y, x_, k]) * w.get(&[o, r, s, k])).sum::<f64>();
+        }
+        y.data[i] = sum;
+    }
+    Ok(Arrays::from([("y".into(), y)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+
+    #[test]
+    fn what_does_not_fit_is_refused_by_name() {
+        let device = Device::cpu();
+        let ones = |shape: &[usize]| Tensor::full(&device, shape, 1.0).unwrap();
+        let (x, w) = (ones(&[1, 4, 4, 2]), ones(&[3, 3, 3, 2]));
+        let message = |x: &Tensor, w: &Tensor, b: Option<&Tensor>, options: Conv2d| {
+            conv2d(x, w, b, options).err().expect("refused").to_string()
+        };
+        let plain = Conv2d::default();
+        assert!(message(&x, &ones(&[3, 3, 3, 5]), None, plain).contains("2 channels"));
+        assert!(message(&x, &w, Some(&ones(&[2])), plain).contains("bias must be [3]"));
+        assert!(message(&x, &w, None, Conv2d { groups: 2, ..plain }).contains("groups = 1"));
+        assert!(message(&x, &w, None, Conv2d { dilation: (2, 1), ..plain }).contains("dilation"));
+        assert!(message(&x, &w, None, Conv2d { stride: (0, 1), ..plain }).contains("stride"));
+        assert!(message(&x, &ones(&[3, 5, 3, 2]), None, plain).contains("does not fit"));
+        assert!(message(&ones(&[4, 4, 2]), &w, None, plain).contains("4 axes"));
+    }
+}
