@@ -3,6 +3,7 @@
 mod backend;
 pub mod cli;
 mod cpu;
+pub mod config;
 pub mod error;
 pub mod kernel;
 pub mod ops;

@@ -1,0 +1,444 @@
+//! The configuration of a run: one TOML file whose dotted keys are also the names for `--set`.
+//!
+//! Later layers win: the defaults below, `--config FILE`, command line flags, `--set a.b=c`. A key that does not
+//! exist is an error that names the nearest one. The result is written into the run directory as `config.toml`, from
+//! which the run can be resumed or repeated. Every key has a default, so `attn2d train` alone is a whole run.
+//!
+//! The defaults are this project's choices for a quick first run; none of them is a value from the paper.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{Error, Result};
+
+mod layers;
+pub use layers::{Layers, Setting};
+
+/// Everything that decides a run.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Which images, how they are split and prepared.
+    pub data: Data,
+    /// Which network.
+    pub model: Model,
+    /// How long, on what, with which random numbers.
+    pub train: Train,
+    /// The optimiser.
+    pub optim: Optim,
+    /// The learning rate over time.
+    pub sched: Sched,
+    /// Where results go.
+    pub output: Output,
+}
+
+/// `[data]`: which images, how they are split and prepared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Data {
+    /// A folder or file of images, or `synthetic:dermoscopy` / `synthetic:longrange`.
+    pub path: String,
+    /// The reader, or `auto` to recognise it from the path.
+    pub format: String,
+    /// Height and width in pixels that every image is brought to.
+    pub img_size: usize,
+    /// Share of the images for validation where the data set has no validation split of its own.
+    pub val_fraction: f64,
+    /// Share of the images for the test split where the data set has none of its own.
+    pub test_fraction: f64,
+    /// Seed of the split, apart from `train.seed` so that many seeds can be trained on one split.
+    pub split_seed: u64,
+    /// How pixel values are scaled for the network.
+    pub normalize: Normalize,
+    /// Threads that read and decode images.
+    pub workers: usize,
+    /// Leave out images that cannot be read (and count them) instead of stopping.
+    pub skip_bad: bool,
+    /// Weight of each class in the loss.
+    pub class_weights: ClassWeights,
+    /// Random changes to training images.
+    pub augment: Augment,
+}
+
+/// `[data.augment]`: random changes to training images; the defaults suit pictures without an up or down.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Augment {
+    /// Probability of mirroring left and right.
+    pub hflip: f64,
+    /// Probability of mirroring top and bottom.
+    pub vflip: f64,
+    /// Turn by 0, 90, 180 or 270 degrees, each equally likely.
+    pub rotate90: bool,
+    /// Smallest share of the area that a random crop keeps before it is resized; 1 turns cropping off.
+    pub crop_min: f64,
+    /// Strength of random brightness, contrast and saturation changes; 0 turns them off.
+    pub color_jitter: f64,
+}
+
+/// How pixel values are scaled for the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Normalize {
+    /// ImageNet's mean and standard deviation, as pretrained weights expect.
+    Imagenet,
+    /// Mean and standard deviation of the training split.
+    Data,
+    /// Values in 0..=1 as they are.
+    None,
+}
+
+/// Weight of each class in the loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ClassWeights {
+    /// All ones.
+    None,
+    /// `images / (classes * images of the class)`, counted on the training split.
+    Balanced,
+}
+
+/// `[model]`: which network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    /// A model string such as `resnet18`, `resnet18+la7@3,4` or `resnet18+ga@4:append`.
+    pub name: String,
+    /// Number of classes; 0 takes it from the data.
+    pub num_classes: usize,
+    /// A safetensors file with torchvision's names to start from; empty starts from random weights.
+    pub pretrained: String,
+    /// Leave the classifier of the pretrained file out (it has other classes).
+    pub drop_head: bool,
+}
+
+/// `[train]`: how long, on what, with which random numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Train {
+    /// Passes over the training split.
+    pub epochs: usize,
+    /// Images in one optimiser step.
+    pub batch_size: usize,
+    /// Seed of the weights, the order of images, augmentation and dropout.
+    pub seed: u64,
+    /// `auto`, `cpu`, `wgpu`, `wgpu:1`, `wgpu:nvidia`, `cuda:0`.
+    pub device: String,
+    /// Probability mass that the loss spreads evenly over all classes.
+    pub label_smoothing: f64,
+    /// Stop after this many optimiser steps; 0 runs all epochs.
+    pub max_steps: u64,
+    /// Also save `last/` every so many steps inside an epoch; 0 saves at the end of each epoch only.
+    pub checkpoint_every: u64,
+}
+
+/// `[optim]`: the optimiser.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Optim {
+    /// `sgd` or `adamw`.
+    pub name: OptimName,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Momentum of SGD.
+    pub momentum: f64,
+    /// Decay rates of AdamW's two averages.
+    pub betas: [f64; 2],
+    /// AdamW's small term under the fraction.
+    pub eps: f64,
+    /// Weight decay: added to the gradient by SGD, decoupled in AdamW.
+    pub weight_decay: f64,
+    /// Decay biases and norm parameters too; timm and this default leave one-dimensional parameters out.
+    pub decay_norm_and_bias: bool,
+}
+
+/// The optimisers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimName {
+    /// Stochastic gradient descent with momentum.
+    Sgd,
+    /// Adam with decoupled weight decay.
+    Adamw,
+}
+
+/// `[sched]`: the learning rate over time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sched {
+    /// `cosine`, `step` or `constant`.
+    pub name: SchedName,
+    /// Epochs of linear warm-up from near zero; may be a fraction.
+    pub warmup_epochs: f64,
+    /// The learning rate that `cosine` ends at, and below which `step` does not go.
+    pub min_lr: f64,
+    /// `step`: epochs between two drops.
+    pub decay_epochs: f64,
+    /// `step`: factor of each drop.
+    pub decay_rate: f64,
+}
+
+/// The schedules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SchedName {
+    /// Half a cosine from the peak to `min_lr`.
+    Cosine,
+    /// A drop by `decay_rate` every `decay_epochs`.
+    Step,
+    /// The peak all the time.
+    Constant,
+}
+
+/// `[output]`: where results go.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Output {
+    /// The run directory; empty makes a new one below `runs/`, named after model and data.
+    pub dir: String,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            path: "synthetic:dermoscopy".into(),
+            format: "auto".into(),
+            img_size: 64,
+            val_fraction: 0.15,
+            test_fraction: 0.15,
+            split_seed: 0,
+            normalize: Normalize::Imagenet,
+            workers: 2,
+            skip_bad: false,
+            class_weights: ClassWeights::None,
+            augment: Augment::default(),
+        }
+    }
+}
+
+impl Default for Augment {
+    fn default() -> Self {
+        Self { hflip: 0.5, vflip: 0.5, rotate90: true, crop_min: 0.7, color_jitter: 0.1 }
+    }
+}
+
+impl Augment {
+    /// No change at all.
+    pub fn off() -> Self {
+        Self { hflip: 0.0, vflip: 0.0, rotate90: false, crop_min: 1.0, color_jitter: 0.0 }
+    }
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            name: "resnet18+ga@4".into(),
+            num_classes: 0,
+            pretrained: String::new(),
+            drop_head: false,
+        }
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            epochs: 5,
+            batch_size: 32,
+            seed: 0,
+            device: "auto".into(),
+            label_smoothing: 0.0,
+            max_steps: 0,
+            checkpoint_every: 0,
+        }
+    }
+}
+
+impl Default for Optim {
+    fn default() -> Self {
+        Self {
+            name: OptimName::Adamw,
+            lr: 1e-3,
+            momentum: 0.9,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.02,
+            decay_norm_and_bias: false,
+        }
+    }
+}
+
+impl Default for Sched {
+    fn default() -> Self {
+        Self {
+            name: SchedName::Cosine,
+            warmup_epochs: 0.5,
+            min_lr: 0.0,
+            decay_epochs: 30.0,
+            decay_rate: 0.1,
+        }
+    }
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Self { dir: String::new() }
+    }
+}
+
+/// Keys that a resumed run may change: they decide where and how long, not what is learnt up to a given step (a longer
+/// run does stretch a cosine from there on).
+pub const MAY_CHANGE_ON_RESUME: [&str; 6] = [
+    "train.epochs",
+    "train.max_steps",
+    "train.device",
+    "train.checkpoint_every",
+    "data.workers",
+    "output.dir",
+];
+
+impl Config {
+    /// Reads a config file over the defaults. Errors (exit code 2) name file and line.
+    pub fn load(path: &Path) -> Result<Self> {
+        let mut layers = Layers::new();
+        layers.file(path)?;
+        layers.finish()
+    }
+
+    /// The config as TOML text, every key written out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a plain struct of numbers and strings is always valid TOML")
+    }
+
+    /// SHA-256 in hex over everything that a resumed run must share with its beginning.
+    pub fn fingerprint(&self) -> String {
+        let mut table = layers::table_of(self);
+        for key in MAY_CHANGE_ON_RESUME {
+            layers::remove(&mut table, key);
+        }
+        let text = toml::to_string(&table).expect("a table taken from a config is valid TOML");
+        Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The keys in which two configs differ, leaving out those that a resumed run may change.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let (a, b) = (layers::table_of(self), layers::table_of(other));
+        let differ = |key: &String| layers::get(&a, key) != layers::get(&b, key);
+        let fixed = |key: &String| !MAY_CHANGE_ON_RESUME.contains(&key.as_str());
+        layers::keys(&a).into_iter().filter(fixed).filter(differ).collect()
+    }
+
+    /// Refuses values that no run can have, by key name.
+    pub fn check(&self) -> Result<()> {
+        let (data, train, optim, sched) = (&self.data, &self.train, &self.optim, &self.sched);
+        let fraction = |v: f64| (0.0..1.0).contains(&v);
+        let probability = |v: f64| (0.0..=1.0).contains(&v);
+        let not_negative = |v: f64| v.is_finite() && v >= 0.0;
+        let rules: [(&str, bool, &str); 22] = [
+            ("data.path", !data.path.is_empty(), "must name a folder, a file or a synthetic set"),
+            ("data.img_size", (8..=4096).contains(&data.img_size), "must lie in 8..=4096"),
+            ("data.val_fraction", fraction(data.val_fraction), "must lie in 0..1"),
+            ("data.test_fraction", fraction(data.test_fraction), "must lie in 0..1"),
+            (
+                "data.val_fraction",
+                data.val_fraction + data.test_fraction < 1.0,
+                "and data.test_fraction together leave nothing to train on",
+            ),
+            ("data.workers", (1..=256).contains(&data.workers), "must lie in 1..=256"),
+            ("data.augment.hflip", probability(data.augment.hflip), "must lie in 0..=1"),
+            ("data.augment.vflip", probability(data.augment.vflip), "must lie in 0..=1"),
+            (
+                "data.augment.crop_min",
+                data.augment.crop_min > 0.0 && data.augment.crop_min <= 1.0,
+                "must be above 0 and at most 1 (1 = no cropping)",
+            ),
+            (
+                "data.augment.color_jitter",
+                probability(data.augment.color_jitter),
+                "must lie in 0..=1",
+            ),
+            ("model.name", !self.model.name.is_empty(), "must be a model string"),
+            ("train.epochs", train.epochs >= 1, "must be at least 1"),
+            ("train.batch_size", train.batch_size >= 1, "must be at least 1"),
+            ("train.label_smoothing", fraction(train.label_smoothing), "must lie in 0..1"),
+            ("optim.lr", optim.lr.is_finite() && optim.lr > 0.0, "must be a positive number"),
+            ("optim.momentum", fraction(optim.momentum), "must lie in 0..1"),
+            ("optim.betas", optim.betas.iter().all(|b| fraction(*b)), "must both lie in 0..1"),
+            ("optim.eps", optim.eps.is_finite() && optim.eps > 0.0, "must be a positive number"),
+            ("optim.weight_decay", not_negative(optim.weight_decay), "must not be negative"),
+            ("sched.warmup_epochs", not_negative(sched.warmup_epochs), "must not be negative"),
+            ("sched.min_lr", (0.0..=optim.lr).contains(&sched.min_lr), "must lie in 0..=optim.lr"),
+            (
+                "sched.decay_epochs",
+                sched.decay_epochs > 0.0 && probability(sched.decay_rate),
+                "must be positive, with sched.decay_rate in 0..=1",
+            ),
+        ];
+        let table = layers::table_of(self);
+        for (key, holds, rule) in rules {
+            if !holds {
+                let value = layers::get(&table, key).map(ToString::to_string).unwrap_or_default();
+                return Err(Error::usage(format!("config: {key} = {value} {rule}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_config_survives_its_own_text() {
+        let mut config = Config::default();
+        config.optim.lr = 0.1;
+        config.data.class_weights = ClassWeights::Balanced;
+        let back: Config = toml::from_str(&config.to_toml()).expect("own text parses");
+        assert_eq!(back, config);
+        assert!(config.to_toml().contains("lr = 0.1\n"), "{}", config.to_toml());
+    }
+
+    #[test]
+    fn the_commented_default_file_is_the_default() {
+        let text = include_str!("../configs/default.toml");
+        let table: toml::Table = text.parse().expect("configs/default.toml parses");
+        assert_eq!(
+            table,
+            layers::table_of(&Config::default()),
+            "write every default out, with its value"
+        );
+    }
+
+    #[test]
+    fn the_fingerprint_ignores_what_a_resumed_run_may_change() {
+        let first = Config::default();
+        let mut longer = first.clone();
+        longer.train.epochs += 1;
+        longer.output.dir = "elsewhere".into();
+        assert_eq!(first.fingerprint(), longer.fingerprint());
+        assert!(first.differences(&longer).is_empty());
+        let mut other = first.clone();
+        other.optim.lr *= 2.0;
+        assert_ne!(first.fingerprint(), other.fingerprint());
+        assert_eq!(first.differences(&other), ["optim.lr"]);
+        assert_eq!(first.fingerprint().len(), 64);
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_key() {
+        let mut config = Config::default();
+        config.check().expect("the defaults are valid");
+        config.data.val_fraction = 0.6;
+        config.data.test_fraction = 0.5;
+        let message = config.check().expect_err("nothing left to train on").to_string();
+        assert!(message.contains("data.val_fraction = 0.6"), "{message}");
+        config = Config::default();
+        config.optim.lr = f64::NAN;
+        let error = config.check().expect_err("not a number");
+        assert!(error.to_string().contains("optim.lr"), "{error}");
+        assert_eq!(error.exit_code(), 2);
+    }
+}
