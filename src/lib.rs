@@ -2,13 +2,14 @@
 
 mod backend;
 pub mod cli;
-mod cpu;
 pub mod config;
+mod cpu;
 pub mod error;
 pub mod kernel;
 pub mod ops;
 pub mod tape;
 pub mod tensor;
+pub mod train;
 pub mod verify;
 
 pub use backend::{Caps, Device, DeviceReport, KernelTime, MemoryStats, device_reports};

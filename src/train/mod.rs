@@ -1,0 +1,7 @@
+//! Training and evaluation: everything between data and a finished run directory.
+
+pub mod checkpoint;
+pub mod events;
+pub mod log;
+pub mod metrics;
+pub mod schedule;
