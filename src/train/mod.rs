@@ -4,4 +4,5 @@ pub mod checkpoint;
 pub mod events;
 pub mod log;
 pub mod metrics;
+pub mod plots;
 pub mod schedule;
