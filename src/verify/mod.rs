@@ -31,6 +31,9 @@ pub struct Options {
     /// Case files, or folders of them, to run beside the built-in cases
     #[arg(long, value_name = "FILE|DIR", num_args = 1..)]
     pub cases: Vec<PathBuf>,
+    /// Only the case files, not the built-in cases
+    #[arg(long, requires = "cases")]
+    pub no_builtin: bool,
     /// Only this op
     #[arg(long, value_name = "NAME")]
     pub op: Option<String>,
@@ -92,7 +95,10 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Outcome>
         find_op(op).map_err(Error::usage)?;
     }
     let (devices, mut outcome) = open_devices(options)?;
-    for spec in specs().into_iter().filter(|spec| only.is_none_or(|op| op == spec.name)) {
+    let built_in = specs()
+        .into_iter()
+        .filter(|spec| !options.no_builtin && only.is_none_or(|op| op == spec.name));
+    for spec in built_in {
         progress(spec.name);
         for case in (spec.cases)() {
             match Trial::built_in(spec, &case) {
@@ -271,4 +277,121 @@ fn names(list: &str) -> Vec<String> {
     let names: Vec<_> =
         list.split(',').map(str::trim).filter(|n| !n.is_empty()).map(String::from).collect();
     if names.is_empty() { vec!["all".into()] } else { names }
+}
+
+/// A verifier is worth what it finds: ops with one fault each.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::{Access, CpuArgs, Kernel, Plan};
+    use crate::ops::case::{Array, Attrs, Case, Layout, Port, Tensors};
+    use crate::ops::{add, relu};
+    use crate::tape;
+    use crate::tensor::Tensor;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    const X: &[Port] = &[Port::new("x", Layout::Plain)];
+    const Y: &[Port] = &[Port::new("y", Layout::Plain)];
+
+    fn spec(run: fn(&Attrs, &Tensors) -> Result<Tensors>) -> &'static OpSpec {
+        Box::leak(Box::new(OpSpec {
+            name: "relu",
+            inputs: X,
+            outputs: Y,
+            attrs: &[],
+            cases: || vec![Case::new("small").normal("x", &[3, 3])],
+            run,
+            reference: |_, inputs| {
+                let x = &inputs["x"];
+                let data = x.data.iter().map(|v| v.max(0.0)).collect();
+                Ok(Arrays::from([("y".into(), Array { shape: x.shape.clone(), data })]))
+            },
+        }))
+    }
+
+    /// The failure of an op's one case on the CPU.
+    fn fault(run: fn(&Attrs, &Tensors) -> Result<Tensors>) -> Option<String> {
+        let spec = spec(run);
+        let trial = Trial::built_in(spec, &(spec.cases)()[0]).unwrap();
+        check(&Device::cpu(), &trial).failure
+    }
+
+    fn only(y: Tensor) -> Result<Tensors> {
+        Ok(Tensors::from([("y".into(), y)]))
+    }
+
+    /// What a kernel with one binding does to it.
+    fn launch(y: &Tensor, cpu: fn(&CpuArgs<'_>)) -> Result<()> {
+        let kernel = Kernel {
+            name: "faulty_fwd_f32",
+            bindings: &[("y", Access::ReadWrite)],
+            cpu,
+            wgsl: "",
+            cuda: None,
+            plan: |_, _| Plan::items(1, 1),
+        };
+        Box::leak(Box::new(kernel)).launch(&0u32, &[y])
+    }
+
+    #[test]
+    fn a_sound_op_passes() {
+        assert_eq!(fault(|_, t| only(relu(&t["x"])?)), None);
+    }
+
+    #[test]
+    fn a_wrong_forward_is_found() {
+        assert!(fault(|_, t| only(add(&t["x"], &t["x"])?)).unwrap().starts_with("y["));
+    }
+
+    #[test]
+    fn a_wrong_or_missing_gradient_is_found() {
+        let double = fault(|_, t| {
+            let y = relu(&t["x"])?.detach();
+            only(tape::record("relu", &[&t["x"]], y, |dy, _| Ok(vec![Some(add(dy, dy)?)])))
+        });
+        assert!(double.unwrap().starts_with("the gradient of x["));
+        assert!(
+            fault(|_, t| only(relu(&t["x"])?.detach()))
+                .unwrap()
+                .contains("nothing to differentiate")
+        );
+    }
+
+    #[test]
+    fn a_write_out_of_bounds_is_found() {
+        let failure = fault(|_, t| {
+            let y = relu(&t["x"])?;
+            launch(&y, |args| {
+                let after = args.f32_mut(0).as_mut_ptr_range().end;
+                // SAFETY: in guard mode the word after a tensor is the device's.
+                unsafe { *after = 1.0 };
+            })?;
+            only(y)
+        });
+        assert!(failure.unwrap().contains("word 9 of a tensor of 9 words"));
+    }
+
+    #[test]
+    fn an_output_left_unwritten_is_found() {
+        let failure = fault(|_, t| {
+            let y = Tensor::empty(t["x"].device(), t["x"].shape())?;
+            only(add(&relu(&t["x"])?, &y)?)
+        });
+        assert!(failure.unwrap().contains("is NaN"));
+    }
+
+    #[test]
+    fn two_runs_that_differ_are_found() {
+        static RUNS: AtomicU32 = AtomicU32::new(0);
+        let failure = fault(|_, t| {
+            let y = relu(&t["x"])?;
+            launch(&y, |args| {
+                let first = &mut args.f32_mut(0)[0];
+                *first =
+                    f32::from_bits(first.to_bits() ^ (RUNS.fetch_add(1, Ordering::Relaxed) & 1));
+            })?;
+            only(y)
+        });
+        assert!(failure.unwrap().contains("not deterministic: y element 0"));
+    }
 }
