@@ -102,9 +102,7 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Outcome>
         progress(spec.name);
         for case in (spec.cases)() {
             match Trial::built_in(spec, &case) {
-                Ok(trial) => {
-                    outcome.records.extend(devices.iter().map(|device| check(device, &trial)))
-                }
+                Ok(trial) => try_on(&devices, &Subject::Op(trial), &mut outcome),
                 Err(e) => outcome.records.push(broken(spec.name, &case.label, &e)),
             }
         }
@@ -131,13 +129,14 @@ fn check_file(path: &Path, only: Option<&str>, devices: &[Device], outcome: &mut
     if only.is_some_and(|op| op != file.op) {
         return;
     }
-    let trial = find_op(&file.op)
-        .map_err(|message| Error::file(path, message))
-        .and_then(|spec| Trial::from_file(spec, &file));
-    match trial {
-        Ok(trial) => outcome.records.extend(devices.iter().map(|device| check(device, &trial))),
+    match Subject::from_file(&file) {
+        Ok(subject) => try_on(devices, &subject, outcome),
         Err(e) => outcome.records.push(broken(&file.op, &label, &e)),
     }
+}
+
+fn try_on(devices: &[Device], subject: &Subject, outcome: &mut Outcome) {
+    outcome.records.extend(devices.iter().map(|device| subject.check(device)));
 }
 
 /// A case that no device could be asked for.
@@ -160,41 +159,58 @@ fn find_op(name: &str) -> Result<&'static OpSpec, String> {
     Err(format!("unknown op '{name}'; there are {}", names.join(", ")))
 }
 
-/// Runs a case twice and compares the first run with the expectation and the second with the first.
-fn check(device: &Device, trial: &Trial) -> Record {
-    let wanted: Vec<&str> = trial.gradients.keys().map(String::as_str).collect();
-    let (error, failure) = match trial.run(device, &wanted) {
-        Ok(first) => {
-            let gap = judge(trial, &first);
-            let again = gap.failure.or_else(|| match trial.run(device, &wanted) {
-                Ok(second) => first_difference(&first, &second),
-                Err(e) => Some(format!("the second run failed: {e}")),
-            });
-            (gap.error, again)
+/// Something to run on devices, with what it should give.
+enum Subject {
+    Op(Trial),
+}
+
+impl Subject {
+    fn from_file(file: &CaseFile) -> Result<Self> {
+        let spec = find_op(&file.op).map_err(|message| Error::file(&file.path, message))?;
+        Trial::from_file(spec, file).map(Self::Op)
+    }
+
+    fn run(&self, device: &Device) -> Result<Results> {
+        match self {
+            Self::Op(trial) => trial.run(device),
         }
-        Err(e) => (f64::INFINITY, Some(e.to_string())),
-    };
-    Record {
-        op: trial.spec.name.into(),
-        device: device.name().into(),
-        case: trial.label.clone(),
-        error,
-        failure,
+    }
+
+    /// Runs the case twice and compares the first run with the expectation and the second with the first.
+    fn check(&self, device: &Device) -> Record {
+        let (op, label, expected, tolerance) = match self {
+            Self::Op(t) => (t.spec.name, &t.label, &t.expected, t.tolerance),
+        };
+        let (error, failure) = match self.run(device) {
+            Ok(first) => {
+                let gap = judge(&first, expected, tolerance);
+                let again = gap.failure.or_else(|| match self.run(device) {
+                    Ok(second) => first_difference(&first, &second),
+                    Err(e) => Some(format!("the second run failed: {e}")),
+                });
+                (gap.error, again)
+            }
+            Err(e) => (f64::INFINITY, Some(e.to_string())),
+        };
+        Record { op: op.into(), device: device.name().into(), case: label.clone(), error, failure }
     }
 }
 
 /// Compares all expected outputs and gradients; the first failure counts.
-fn judge(trial: &Trial, results: &Results) -> Gap {
+fn judge(given: &Results, expected: &Results, tolerance: Tolerance) -> Gap {
     let mut worst = Gap::default();
     let sides = [
-        ("", &trial.outputs, &results.outputs),
-        ("the gradient of ", &trial.gradients, &results.gradients),
+        ("", &expected.outputs, &given.outputs),
+        ("the gradient of ", &expected.gradients, &given.gradients),
     ];
     for (prefix, expected, given) in sides {
         for (name, want) in expected {
             let gap = match given.get(name) {
-                Some(got) => compare(&format!("{prefix}{name}"), got, want, trial.tolerance),
-                None => Gap { error: f64::INFINITY, failure: Some(format!("no output '{name}'")) },
+                Some(got) => compare(&format!("{prefix}{name}"), got, want, tolerance),
+                None => Gap {
+                    error: f64::INFINITY,
+                    failure: Some(format!("there is no {prefix}{name}")),
+                },
             };
             worst.error = worst.error.max(gap.error);
             worst.failure = worst.failure.or(gap.failure);
@@ -313,7 +329,7 @@ mod tests {
     fn fault(run: fn(&Attrs, &Tensors) -> Result<Tensors>) -> Option<String> {
         let spec = spec(run);
         let trial = Trial::built_in(spec, &(spec.cases)()[0]).unwrap();
-        check(&Device::cpu(), &trial).failure
+        Subject::Op(trial).check(&Device::cpu()).failure
     }
 
     fn only(y: Tensor) -> Result<Tensors> {

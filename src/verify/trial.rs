@@ -17,17 +17,15 @@ pub(crate) struct Trial {
     pub(crate) inputs: Arrays,
     /// Upstream gradients by output.
     pub(crate) upstream: Arrays,
-    /// Expected outputs.
-    pub(crate) outputs: Arrays,
-    /// Expected gradients by input.
-    pub(crate) gradients: Arrays,
+    pub(crate) expected: Results,
     pub(crate) tolerance: Tolerance,
 }
 
-/// What a device gave.
+/// What a device gave, or should give.
 #[derive(Default)]
 pub(crate) struct Results {
     pub(crate) outputs: Arrays,
+    /// By input (of a model: by parameter).
     pub(crate) gradients: Arrays,
 }
 
@@ -53,12 +51,11 @@ impl Trial {
             attrs: case.attrs.clone(),
             inputs,
             upstream,
-            outputs,
-            gradients: Arrays::new(),
+            expected: Results { outputs, gradients: Arrays::new() },
             tolerance: Tolerance { rtol: case.rtol, atol: Atol::OfLargest(case.atol) },
         };
         if !trial.upstream.is_empty() {
-            trial.gradients = trial.expected_gradients(case.gradcheck)?;
+            trial.expected.gradients = trial.expected_gradients(case.gradcheck)?;
         }
         Ok(trial)
     }
@@ -72,7 +69,7 @@ impl Trial {
                 .collect();
         }
         let names: Vec<&str> = wanted.map(|port| port.name).collect();
-        Ok(self.run(&Device::cpu(), &names)?.gradients)
+        Ok(guarded(&Device::cpu(), |cpu| self.forward_backward(cpu, &names))?.gradients)
     }
 
     /// The gradient of `sum(upstream * output)` with respect to one input, element by element, from four values of the
@@ -162,21 +159,17 @@ impl Trial {
             atol: file.atol.map_or(Tolerance::DEFAULT.atol, Atol::Fixed),
         };
         let (label, attrs) = (file.label(), file.attrs.clone());
-        Ok(Self { spec, label, attrs, inputs, upstream, outputs, gradients, tolerance })
+        let expected = Results { outputs, gradients };
+        Ok(Self { spec, label, attrs, inputs, upstream, expected, tolerance })
     }
 
-    /// Runs forward, and backward to the inputs named in `wanted`, with every tensor between guard words.
-    pub(crate) fn run(&self, device: &Device, wanted: &[&str]) -> Result<Results> {
-        device.set_guarded(true);
-        let results = self.guarded_run(device, wanted);
-        device.set_guarded(false);
-        let late = device.check_guards(); // of what was dropped since the check inside
-        let results = results?;
-        late?;
-        Ok(results)
+    /// Runs forward, and backward to the inputs whose gradients are expected.
+    pub(crate) fn run(&self, device: &Device) -> Result<Results> {
+        let wanted: Vec<&str> = self.expected.gradients.keys().map(String::as_str).collect();
+        guarded(device, |device| self.forward_backward(device, &wanted))
     }
 
-    fn guarded_run(&self, device: &Device, wanted: &[&str]) -> Result<Results> {
+    fn forward_backward(&self, device: &Device, wanted: &[&str]) -> Result<Results> {
         let mut results = Results::default();
         if wanted.is_empty() {
             let outputs = (self.spec.run)(&self.attrs, &self.upload(device, wanted)?)?;
@@ -225,6 +218,18 @@ impl Trial {
     }
 }
 
+/// Runs `f` with every new tensor poisoned and between guard words, and checks them: in the end those of tensors that
+/// were dropped, and before by [`Device::check_guards`] wherever `f` asks for it.
+pub(super) fn guarded<R>(device: &Device, f: impl FnOnce(&Device) -> Result<R>) -> Result<R> {
+    device.set_guarded(true);
+    let results = f(device);
+    device.set_guarded(false);
+    let late = device.check_guards();
+    let results = results?;
+    late?;
+    Ok(results)
+}
+
 fn download(tensors: &Tensors) -> Result<Arrays> {
     tensors
         .iter()
@@ -254,7 +259,7 @@ fn dot(weights: &Arrays, values: &Arrays) -> f64 {
 }
 
 /// Labels become u32 on a device: a negative or fractional one would be another label without a word.
-fn check_labels(port: &Port, array: &Array) -> Result<(), String> {
+pub(super) fn check_labels(port: &Port, array: &Array) -> Result<(), String> {
     let wrong = |v: &&f64| v.fract() != 0.0 || !(0.0..=f64::from(u32::MAX)).contains(*v);
     match array.data.iter().find(wrong) {
         Some(value) if port.layout == Layout::Labels => {
