@@ -4,6 +4,7 @@ mod backend;
 pub mod cli;
 pub mod config;
 mod cpu;
+pub mod data;
 pub mod error;
 pub mod kernel;
 pub mod ops;
