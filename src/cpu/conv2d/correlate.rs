@@ -9,6 +9,7 @@
 
 use super::Dims;
 use crate::cpu::gemm::{COLS, ROWS, Sum, tile, tile_narrow};
+use crate::cpu::simd::fast;
 use crate::cpu::threads::{SharedMut, with_scratch};
 use crate::ops::conv2d::Conv2dParams;
 use rayon::prelude::*;
@@ -45,16 +46,34 @@ pub(super) fn forward(
 /// panel[k][0..16] = w[first + 0..16][k], zeros past the last row.
 fn pack_rows(w: &[f32], depth: usize, first: usize, rows: usize, panel: &mut [f32]) {
     let cols = COLS.min(rows - first);
-    if cols < COLS {
-        panel.fill(0.0);
+    let w = &w[first * depth..(first + cols) * depth];
+    let blocks = depth / COLS;
+    fast(|| {
+        let mut square = [[0.0f32; COLS]; COLS];
+        for (i, out) in panel.chunks_exact_mut(COLS * COLS).take(blocks).enumerate() {
+            for (row, w) in square.iter_mut().zip(w.chunks_exact(depth)) {
+                row.copy_from_slice(&w[i * COLS..(i + 1) * COLS]);
+            }
+            transpose(&square, out);
+        }
+    });
+    for k in blocks * COLS..depth {
+        for j in 0..COLS {
+            panel[k * COLS + j] = if j < cols { w[j * depth + k] } else { 0.0 };
+        }
     }
-    // Blocks of 16 columns keep a cache line of each row and the lines written in L1.
-    for k0 in (0..depth).step_by(16) {
-        let len = 16.min(depth - k0);
-        for j in 0..cols {
-            let row = &w[(first + j) * depth + k0..][..len];
-            for (i, &v) in row.iter().enumerate() {
-                panel[(k0 + i) * COLS + j] = v;
+}
+
+/// out[i][j] = square[j][i], in steps of 8 x 8 that fit the registers.
+#[inline(always)]
+fn transpose(square: &[[f32; COLS]; COLS], out: &mut [f32]) {
+    for i0 in (0..COLS).step_by(8) {
+        for j0 in (0..COLS).step_by(8) {
+            let rows: [[f32; 8]; 8] =
+                std::array::from_fn(|j| std::array::from_fn(|i| square[j0 + j][i0 + i]));
+            for i in 0..8 {
+                let column: [f32; 8] = std::array::from_fn(|j| rows[j][i]);
+                out[(i0 + i) * COLS + j0..][..8].copy_from_slice(&column);
             }
         }
     }

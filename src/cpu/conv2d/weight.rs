@@ -66,7 +66,8 @@ fn pack_dy(dy: &[f32], o: usize, packed: &mut [f32]) {
     }
 }
 
-/// patches[pixel][0..16] = what dw's columns `first..first + 16` (counted through r, s, c) see of x at that pixel: zero in the border.
+/// patches[pixel][0..16] = what dw's columns `first..first + 16` (counted through r, s, c) see of x at that pixel: zero in
+/// the border.
 fn pack_patches(
     d: &Dims,
     x: &[f32],
@@ -74,69 +75,73 @@ fn pack_patches(
     first: usize,
     patches: &mut [f32],
 ) {
-    let end = (first + COLS).min(d.kh * d.kw * d.c);
+    let width = d.kw * d.c;
+    let end = (first + COLS).min(d.kh * width);
     let mut column = first;
     while column < end {
-        // A run of columns under one tap.
-        let (tap, channel) = (column / d.c, column % d.c);
-        let len = (end - column).min(d.c - channel);
+        // Columns of one kernel row are as contiguous in x as they are in dw.
+        let (r, under) = (column / width, column % width);
+        let len = (end - column).min(width - under);
         let mut pixel = pixels.start;
         while pixel < pixels.end {
             // A run of pixels in one output row.
             let (row, q) = (pixel / d.q, pixel % d.q);
             let run = (pixels.end - pixel).min(d.q - q);
             let out = &mut patches[(pixel - pixels.start) * COLS..][..run * COLS];
-            pack_run(d, x, row, q, tap, channel, len, column - first, out);
+            pack_run(d, x, row, q, r, under..under + len, column - first, out);
             pixel += run;
         }
         column += len;
     }
 }
 
-/// Columns `column..column + len` of the patches of a run of pixels in output row `row` (counted through all images), from pixel `q` on.
+/// Columns from `column` on of the patches of a run of pixels in output row `row` (counted through all images), from pixel
+/// `q` on: what lies at `under` below kernel row `r`.
 fn pack_run(
     d: &Dims,
     x: &[f32],
     row: usize,
     q: usize,
-    tap: usize,
-    channel: usize,
-    len: usize,
+    r: usize,
+    under: std::ops::Range<usize>,
     column: usize,
     patches: &mut [f32],
 ) {
     let (image, p) = (row / d.p, row % d.p);
-    let (r, s) = (tap / d.kw, tap % d.kw);
     let h = (p * d.stride.0 + r).wrapping_sub(d.pad.0);
-    let run = patches.len() / COLS;
-    // Pixels q.. with 0 <= q * stride + s - pad < w.
-    let inside_from = d.pad.1.saturating_sub(s).div_ceil(d.stride.1).clamp(q, q + run) - q;
-    let inside_to = if h < d.h {
-        (d.w + d.pad.1).saturating_sub(s).div_ceil(d.stride.1).clamp(q + inside_from, q + run) - q
-    } else {
-        inside_from
-    };
-    let (before, rest) = patches.split_at_mut(inside_from * COLS);
-    let (inside, after) = rest.split_at_mut((inside_to - inside_from) * COLS);
-    for pixel in before.chunks_exact_mut(COLS).chain(after.chunks_exact_mut(COLS)) {
-        pixel[column..column + len].fill(0.0);
-    }
-    if inside.is_empty() {
-        return;
-    }
-    let from =
-        ((image * d.h + h) * d.w + (q + inside_from) * d.stride.1 + s - d.pad.1) * d.c + channel;
-    let pixels = inside.chunks_exact_mut(COLS).zip(x[from..].chunks(d.stride.1 * d.c));
-    if len == COLS {
-        for (patch, x) in pixels {
-            patch.copy_from_slice(&x[..COLS]);
-        }
-    } else {
-        for (patch, x) in pixels {
-            for (a, b) in patch[column..column + len].iter_mut().zip(&x[..len]) {
-                *a = *b;
+    // The row of x; where it lies in the border it is empty, and all is zero.
+    let x = if h < d.h { &x[(image * d.h + h) * d.w * d.c..][..d.w * d.c] } else { &[] };
+    for (i, patch) in patches.chunks_exact_mut(COLS).enumerate() {
+        let patch = &mut patch[column..column + under.len()];
+        // Positions in the row, shifted by the border so that they cannot be negative.
+        let border = d.pad.1 * d.c;
+        let from = (q + i) * d.stride.1 * d.c + under.start;
+        if from >= border && from - border + patch.len() <= x.len() {
+            copy_short(&x[from - border..], patch);
+        } else {
+            for (j, v) in patch.iter_mut().enumerate() {
+                *v = x.get((from + j).wrapping_sub(border)).copied().unwrap_or(0.0);
             }
         }
+    }
+}
+
+/// Copies at most 16 numbers as a few overlapping vectors: a call of `memcpy` would cost more than they do.
+#[inline]
+fn copy_short(from: &[f32], to: &mut [f32]) {
+    let len = to.len();
+    let from = &from[..len];
+    match len {
+        16 => to.copy_from_slice(&from[..16]),
+        8..16 => {
+            to[..8].copy_from_slice(&from[..8]);
+            to[len - 8..].copy_from_slice(&from[len - 8..]);
+        }
+        4..8 => {
+            to[..4].copy_from_slice(&from[..4]);
+            to[len - 4..].copy_from_slice(&from[len - 4..]);
+        }
+        _ => (0..len).for_each(|i| to[i] = from[i]),
     }
 }
 
