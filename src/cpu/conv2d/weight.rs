@@ -8,8 +8,8 @@ use crate::cpu::threads::{SharedMut, with_scratch};
 use crate::ops::conv2d::Conv2dParams;
 use rayon::prelude::*;
 
-/// Pixels a block of the weight gradient sums over: 16 columns of them are 24 KiB and stay in L1.
-const BLOCK: usize = 384;
+/// Pixels a block of the weight gradient sums over: 16 columns of them are 16 KiB and stay in L1.
+const BLOCK: usize = 256;
 /// Floats of dy packed at a time: 1 MiB.
 const PACKED_DY: usize = 256 * 1024;
 
@@ -23,26 +23,31 @@ pub(super) fn weight_gradient(params: &Conv2dParams, x: &[f32], dy: &[f32], dw: 
     if pixels == 0 || dw.is_empty() {
         return dw.fill(0.0);
     }
-    let tiles = d.o.div_ceil(ROWS);
-    let step = (PACKED_DY / (tiles * ROWS * BLOCK)).max(1) * BLOCK;
+    let part_len = d.o.div_ceil(ROWS) * ROWS * BLOCK;
+    // A task takes the columns of `group` panels from each block of pixels while that lies in its cache.
+    let panels = depth.div_ceil(COLS);
+    let group = panels.div_ceil(4 * rayon::current_num_threads());
+    let step = (PACKED_DY / (part_len)).max(1) * BLOCK;
     let dw = SharedMut::new(dw);
     for first in (0..pixels).step_by(step) {
         let blocks: Vec<_> = (first..pixels.min(first + step))
             .step_by(BLOCK)
             .map(|a| a..pixels.min(a + BLOCK))
             .collect();
-        with_scratch(blocks.len() * tiles * ROWS * BLOCK, |packed| {
-            let parts = packed.par_chunks_exact_mut(tiles * ROWS * BLOCK);
+        with_scratch(blocks.len() * part_len, |packed| {
+            let parts = packed.par_chunks_exact_mut(part_len);
             parts.zip(&blocks).for_each(|(part, block)| {
                 pack_dy(&dy[block.start * d.o..block.end * d.o], d.o, part)
             });
-            (0..depth.div_ceil(COLS)).into_par_iter().with_max_len(1).for_each(|j| {
+            (0..panels.div_ceil(group)).into_par_iter().with_max_len(1).for_each(|task| {
+                let first = task * group;
                 with_scratch(BLOCK * COLS, |patches| {
-                    for (block, part) in
-                        blocks.iter().zip(packed.chunks_exact(tiles * ROWS * BLOCK))
-                    {
-                        pack_patches(&d, x, block.clone(), j * COLS, patches);
-                        add_block(&d, block.len(), block.start > 0, j * COLS, part, patches, dw);
+                    for (block, part) in blocks.iter().zip(packed.chunks_exact(part_len)) {
+                        for j in first..panels.min(first + group) {
+                            pack_patches(&d, x, block.clone(), j * COLS, patches);
+                            let begun = block.start > 0;
+                            add_block(&d, block.len(), begun, j * COLS, part, patches, dw);
+                        }
                     }
                 });
             });
