@@ -7,6 +7,7 @@
 pub(crate) mod conv2d;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
+pub(crate) mod global_attention;
 pub(crate) mod lanes;
 pub(crate) mod simd;
 pub(crate) mod threads;

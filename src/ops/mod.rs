@@ -4,15 +4,17 @@
 pub mod case;
 pub(crate) mod conv2d;
 mod elementwise;
+pub(crate) mod global_attention;
 mod linear;
 
 pub use conv2d::{Conv2d, conv2d};
 pub use elementwise::{add, relu};
+pub use global_attention::{GlobalAttention, global_attention};
 pub use linear::linear;
 
 use case::OpSpec;
 
 /// Every op that has conformance cases.
 pub fn specs() -> Vec<&'static OpSpec> {
-    vec![&elementwise::RELU, &conv2d::CONV2D, &linear::LINEAR]
+    vec![&elementwise::RELU, &conv2d::CONV2D, &linear::LINEAR, &global_attention::SPEC]
 }

@@ -1,0 +1,329 @@
+//! CPU kernels of global attention: flash style, one head at a time, every product through the small [`gemm`].
+//!
+//! A task is one head (n, g), or a stretch of its tokens where there are few heads. It packs what it multiplies with: as
+//! "token panels" (16 tokens side by side, a `[d, 16]` matrix each) for Q K^T and dO V^T, and as "column panels" (16
+//! channels side by side, `[tokens, 16]` each) for P V, dS K and the like. Then it walks tiles of queries times keys; a tile
+//! of probabilities and one of score gradients stay in the nearest cache, and nothing of size (H W)^2 exists. Scores are
+//! kept in base 2 (log2(e) is folded into the packed keys), which saves the exponential a multiplication.
+//!
+//! Position tables cost one small product for each tile of queries: `q . rel_h[a]` for all 2H-1 offsets a, likewise for
+//! `rel_w`; a score then adds two numbers of these. Backward sums the score gradients along rows and columns of the map,
+//! and two small products turn the sums into dq and the tables' gradients.
+//!
+//! Sums run in an order that depends on the shape alone: the same bits with any number of threads.
+
+use super::gemm::{COLS, gemm};
+use super::threads::SharedMut;
+use crate::kernel::CpuArgs;
+use crate::ops::global_attention::{GlobalAttentionParams as Params, PadParams};
+use std::f32::consts::LOG2_E;
+use std::ops::Range;
+
+mod backward;
+mod forward;
+mod split;
+
+pub(crate) use backward::{Inputs, backward, delta};
+pub(crate) use forward::forward;
+pub(crate) use split::{dkv, dq, tables, tables_sum};
+
+/// [`forward`]: q, k, v, tables -> y, lse.
+pub(crate) fn fwd(a: &CpuArgs<'_>) {
+    forward(&a.params(), a.f32(0), a.f32(1), a.f32(2), a.f32(3), a.f32_mut(4), a.f32_mut(5));
+}
+
+/// [`delta`]: y, dy, lse -> stats.
+pub(crate) fn bwd_delta(a: &CpuArgs<'_>) {
+    delta(&a.params(), a.f32(0), a.f32(1), a.f32(2), a.f32_mut(3));
+}
+
+/// [`backward`]: q, k, v, tables, dy, stats -> dq, dk, dv and the tables' gradients, packed in one buffer.
+pub(crate) fn bwd(a: &CpuArgs<'_>) {
+    let p: Params = a.params();
+    let (dq, rest) = a.f32_mut(6).split_at_mut(p.part as usize);
+    let (dk, rest) = rest.split_at_mut(p.part as usize);
+    let (dv, dtables) = rest.split_at_mut(p.part as usize);
+    let len = p.len();
+    backward(&p, inputs(a), &mut dq[..len], &mut dk[..len], &mut dv[..len], dtables);
+}
+
+/// The first six bindings of every backward kernel.
+fn inputs<'a>(a: &CpuArgs<'a>) -> Inputs<'a> {
+    let [q, k, v, tables, dy, stats] = [0, 1, 2, 3, 4, 5].map(|i| a.f32(i));
+    Inputs { q, k, v, dy, stats, tables }
+}
+
+/// `out[r, c] = x[r, c]` for rows of `p.from` numbers into rows of `p.to`: zeros past the shorter row.
+pub(crate) fn pad(a: &CpuArgs<'_>) {
+    let p: PadParams = a.params();
+    let rows =
+        a.f32_mut(1).chunks_exact_mut(p.to as usize).zip(a.f32(0).chunks_exact(p.from as usize));
+    for (out, x) in rows {
+        let both = out.len().min(x.len());
+        out[..both].copy_from_slice(&x[..both]);
+        out[both..].fill(0.0);
+    }
+}
+
+/// Fewer heads than this are cut into stretches of tokens, so that many threads find work with a batch of one.
+const MIN_TASKS: usize = 16;
+
+/// Where one head lies in tensors `[N, H, W, G, d]`: token t starts at `base + t * stride`.
+#[derive(Clone, Copy)]
+struct Head {
+    n: usize,
+    g: usize,
+    base: usize,
+    stride: usize,
+    d: usize,
+}
+
+/// One head and the tokens a task answers for.
+struct Task {
+    head: Head,
+    tokens: Range<usize>,
+}
+
+/// The tasks of a problem: all heads, in stretches that are multiples of `step` tokens. Depends on the shape alone.
+fn tasks(p: &Params, step: usize) -> Vec<Task> {
+    let (tokens, groups, d) = (p.tokens(), p.g as usize, p.d as usize);
+    let heads = p.n as usize * groups;
+    let pieces = MIN_TASKS.div_ceil(heads.max(1));
+    let stretch = tokens.div_ceil(pieces).next_multiple_of(step);
+    let mut tasks = Vec::new();
+    for n in 0..p.n as usize {
+        for g in 0..groups {
+            let (base, stride) = ((n * tokens * groups + g) * d, groups * d);
+            let head = Head { n, g, base, stride, d };
+            let starts = (0..tokens).step_by(stretch);
+            tasks.extend(starts.map(|t| Task { head, tokens: t..tokens.min(t + stretch) }));
+        }
+    }
+    tasks
+}
+
+/// The number of 16-wide panels that hold n columns.
+fn panels(n: usize) -> usize {
+    n.div_ceil(COLS)
+}
+
+/// Scratch memory that only grows: the first n numbers of `buffer`, whatever they hold.
+fn room(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
+    if buffer.len() < n {
+        buffer.resize(n, 0.0);
+    }
+    &mut buffer[..n]
+}
+
+/// Rows `[count, d]`, `stride` apart, as token panels: `out[t / 16][c][t % 16] = scale * x[t][c]`, zeros after the last.
+fn pack_tokens<'a>(
+    x: &[f32],
+    stride: usize,
+    count: usize,
+    d: usize,
+    scale: f32,
+    out: &'a mut Vec<f32>,
+) -> &'a [f32] {
+    let out = room(out, panels(count) * d * COLS);
+    for (panel, out) in out.chunks_exact_mut(d * COLS).enumerate() {
+        let first = panel * COLS;
+        let here = COLS.min(count - first);
+        if here < COLS {
+            out.fill(0.0);
+        }
+        for t in 0..here {
+            let row = &x[(first + t) * stride..][..d];
+            for (out, &v) in out.chunks_exact_mut(COLS).zip(row) {
+                out[t] = scale * v;
+            }
+        }
+    }
+    out
+}
+
+/// Rows `[count, d]`, `stride` apart, as column panels: `out[c / 16][t][c % 16] = scale * x[t][c]`, zeros past d.
+fn pack_columns<'a>(
+    x: &[f32],
+    stride: usize,
+    count: usize,
+    d: usize,
+    scale: f32,
+    out: &'a mut Vec<f32>,
+) -> &'a [f32] {
+    let out = room(out, panels(d) * count * COLS);
+    for (panel, out) in out.chunks_exact_mut(count * COLS).enumerate() {
+        let first = panel * COLS;
+        let here = COLS.min(d - first);
+        for (t, out) in out.chunks_exact_mut(COLS).enumerate() {
+            let row = &x[t * stride + first..][..here];
+            for (out, &v) in out.iter_mut().zip(row) {
+                *out = scale * v;
+            }
+            out[here..].fill(0.0);
+        }
+    }
+    out
+}
+
+/// `out[i, 16 * j..] = A[i, ..] . panel j` for the token panels from `first` on: scores, or dO V^T.
+fn times_tokens(
+    rows: usize,
+    d: usize,
+    a: &[f32],
+    stride: usize,
+    panels: &[f32],
+    out: &mut [f32],
+    width: usize,
+) {
+    for (j, panel) in panels.chunks_exact(d * COLS).enumerate() {
+        let out = &mut out[j * COLS..];
+        gemm(rows, COLS, d, 1.0, a, stride, 1, panel, COLS, false, out, width);
+    }
+}
+
+/// `out[i, ..] (+)= sum over t of A[i, t] * x[t, ..]` with x in column panels of `count` tokens, of which `range` are
+/// summed; A is `a[i * a_row + t * a_k]`, t from 0.
+fn times_columns(
+    rows: usize,
+    (a, a_row, a_k): (&[f32], usize, usize),
+    x: &[f32],
+    count: usize,
+    range: Range<usize>,
+    add: bool,
+    out: &mut [f32],
+    width: usize,
+) {
+    let k = range.len();
+    for (j, panel) in x.chunks_exact(count * COLS).enumerate() {
+        let (panel, out) = (&panel[range.start * COLS..], &mut out[j * COLS..]);
+        gemm(rows, COLS, k, 1.0, a, a_row, a_k, panel, COLS, add, out, width);
+    }
+}
+
+/// The packed tables' places in the one buffer that holds them: `rel_h [2H-1, G*d]`, `rel_w [2W-1, G*d]`,
+/// `bias [G, 2H-1, 2W-1]`, one after another, absent ones taking no place.
+struct Tables<'a> {
+    rel_h: Option<&'a [f32]>,
+    rel_w: Option<&'a [f32]>,
+    bias: Option<&'a [f32]>,
+}
+
+impl<'a> Tables<'a> {
+    /// What head g sees: its columns of `rel_h` and `rel_w` (rows stay G*d apart), its own bias table.
+    fn of_head(p: &Params, tables: &'a [f32], g: usize) -> Self {
+        let [h, w, b, _] = p.table_offsets();
+        let (skip, bias) = (g * p.d as usize, p.offsets_h() * p.offsets_w());
+        Self {
+            rel_h: (p.has_rel_h != 0).then(|| &tables[h + skip..w]),
+            rel_w: (p.has_rel_w != 0).then(|| &tables[w + skip..b]),
+            bias: (p.has_bias != 0).then(|| &tables[b + g * bias..][..bias]),
+        }
+    }
+
+    fn any(&self) -> bool {
+        self.rel_h.is_some() || self.rel_w.is_some() || self.bias.is_some()
+    }
+}
+
+/// The products of a tile of queries with `rel_h` and `rel_w`, in base 2: `[queries, 2H-1]` and `[queries, 2W-1]` with
+/// rows padded to whole panels. Backward holds the sums of score gradients in the same form.
+#[derive(Default)]
+struct ByOffset {
+    h: Vec<f32>,
+    w: Vec<f32>,
+}
+
+/// A head's `rel_h` and `rel_w` as token panels, times log2(e).
+struct PackedRel<'a> {
+    h: Option<&'a [f32]>,
+    w: Option<&'a [f32]>,
+    d: usize,
+}
+
+impl<'a> PackedRel<'a> {
+    fn new(p: &Params, tables: &Tables<'_>, h: &'a mut Vec<f32>, w: &'a mut Vec<f32>) -> Self {
+        let (stride, d) = ((p.g * p.d) as usize, p.d as usize);
+        Self {
+            h: tables.rel_h.map(|x| pack_tokens(x, stride, p.offsets_h(), d, LOG2_E, h)),
+            w: tables.rel_w.map(|x| pack_tokens(x, stride, p.offsets_w(), d, LOG2_E, w)),
+            d,
+        }
+    }
+
+    /// The products of `rows` queries with both tables.
+    fn times(&self, rows: usize, q: &[f32], stride: usize, out: &mut ByOffset) {
+        for (table, out) in [(self.h, &mut out.h), (self.w, &mut out.w)] {
+            let Some(table) = table else { continue };
+            let width = table.len() / self.d;
+            times_tokens(rows, self.d, q, stride, table, room(out, rows * width), width);
+        }
+    }
+}
+
+/// Walks the keys `keys` of query `t` in runs that stay in one row of the map: `visit(a, b, at, len)` with the row's
+/// offset index a, the first key's column offset index b, its place `at` in the tile and the run's length.
+#[inline(always)]
+fn runs(
+    p: &Params,
+    t: usize,
+    keys: Range<usize>,
+    mut visit: impl FnMut(usize, usize, usize, usize),
+) {
+    let (h, w) = (p.h as usize, p.w as usize);
+    let (y, x) = (t / w, t % w);
+    let (mut row, mut column) = (keys.start / w, keys.start % w);
+    let mut at = 0;
+    while at < keys.len() {
+        let len = (w - column).min(keys.len() - at);
+        visit(row + h - 1 - y, column + w - 1 - x, at, len);
+        at += len;
+        (row, column) = (row + 1, 0);
+    }
+}
+
+/// Adds the position terms to a tile of base-2 scores: rows for the queries from `first` on, columns for `keys`.
+#[inline(always)]
+fn add_positions(
+    p: &Params,
+    tables: &Tables<'_>,
+    by_offset: &ByOffset,
+    first: usize,
+    keys: Range<usize>,
+    scores: &mut [f32],
+    width: usize,
+) {
+    let (row_h, row_w) = (panels(p.offsets_h()) * COLS, panels(p.offsets_w()) * COLS);
+    for (i, scores) in scores.chunks_exact_mut(width).enumerate() {
+        runs(p, first + i, keys.clone(), |a, b, at, len| {
+            let scores = &mut scores[at..at + len];
+            if tables.rel_h.is_some() {
+                let add = by_offset.h[i * row_h + a];
+                scores.iter_mut().for_each(|s| *s += add);
+            }
+            if tables.rel_w.is_some() {
+                let add = &by_offset.w[i * row_w + b..][..len];
+                scores.iter_mut().zip(add).for_each(|(s, v)| *s += v);
+            }
+            if let Some(bias) = tables.bias {
+                let add = &bias[a * p.offsets_w() + b..][..len];
+                scores.iter_mut().zip(add).for_each(|(s, v)| *s += LOG2_E * v);
+            }
+        });
+    }
+}
+
+/// 2^x for x up to 127, to 1.5 ulp; below -126 it stays 2^-126, NaN stays NaN. No branch, so loops over it vectorise.
+#[inline(always)]
+fn exp2(x: f32) -> f32 {
+    // 1.5 * 2^23: adding it rounds to an integer, which then stands in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let x = if x < -126.0 { -126.0 } else { x };
+    let t = x + ROUND;
+    let f = x - (t - ROUND);
+    // 2^f on [-1/2, 1/2] at Chebyshev nodes, relative error 1.0e-7.
+    let mut y = 1.339_086_3e-3f32;
+    for c in [9.676_032e-3, 5.550_357e-2, 2.402_210_7e-1, 6.931_472e-1, 1.000_000_1] {
+        y = y.mul_add(f, c);
+    }
+    f32::from_bits(y.to_bits().wrapping_add(t.to_bits() << 23))
+}

@@ -1,0 +1,141 @@
+//! Forward: online softmax over tiles of keys, output and log-sum-exp.
+
+use super::*;
+use crate::cpu::simd::vectorise;
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::f32::consts::LN_2;
+
+/// Queries of a tile: a multiple of the 6 rows that `gemm` keeps in registers.
+const TILE_Q: usize = 48;
+/// Keys of a tile.
+const TILE_K: usize = 128;
+/// Row length of a tile: a little more, so that a column of it does not fall on few cache sets.
+const WIDTH: usize = TILE_K + COLS;
+
+#[derive(Default)]
+struct Scratch {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    rel_h: Vec<f32>,
+    rel_w: Vec<f32>,
+    scores: Vec<f32>,
+    out: Vec<f32>,
+    by_offset: ByOffset,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// y and log-sum-exp (natural, `[N, H, W, G]`) of q, k, v and the packed tables.
+pub(crate) fn forward(
+    p: &Params,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    tables: &[f32],
+    y: &mut [f32],
+    lse: &mut [f32],
+) {
+    let (y, lse) = (SharedMut::new(y), SharedMut::new(lse));
+    tasks(p, TILE_Q).into_par_iter().for_each(|task| {
+        SCRATCH.with_borrow_mut(|scratch| head(p, &task, [q, k, v], tables, &y, &lse, scratch));
+    });
+}
+
+/// All query tiles of one task.
+fn head(
+    p: &Params,
+    task: &Task,
+    [q, k, v]: [&[f32]; 3],
+    tables: &[f32],
+    y: &SharedMut<'_>,
+    lse: &SharedMut<'_>,
+    scratch: &mut Scratch,
+) {
+    let Head { base, stride, d, g, n } = task.head;
+    let tokens = p.tokens();
+    let tables = Tables::of_head(p, tables, g);
+    let keys = pack_tokens(&k[base..], stride, tokens, d, p.scale * LOG2_E, &mut scratch.keys);
+    let values = pack_columns(&v[base..], stride, tokens, d, 1.0, &mut scratch.values);
+    let rel = PackedRel::new(p, &tables, &mut scratch.rel_h, &mut scratch.rel_w);
+    let scores = room(&mut scratch.scores, TILE_Q * WIDTH);
+    let out_width = panels(d) * COLS;
+    let out = room(&mut scratch.out, TILE_Q * out_width);
+    for first in task.tokens.clone().step_by(TILE_Q) {
+        let rows = TILE_Q.min(task.tokens.end - first);
+        let q = &q[base + first * stride..];
+        rel.times(rows, q, stride, &mut scratch.by_offset);
+        let (mut max, mut sum) = ([f32::NEG_INFINITY; TILE_Q], [0.0f32; TILE_Q]);
+        for key in (0..tokens).step_by(TILE_K) {
+            let tile = key..tokens.min(key + TILE_K);
+            let scores = &mut scores[..rows * WIDTH];
+            let panel = &keys[panels(key) * d * COLS..][..panels(tile.len()) * d * COLS];
+            times_tokens(rows, d, q, stride, panel, scores, WIDTH);
+            vectorise!(|| {
+                if tables.any() {
+                    let by_offset = &scratch.by_offset;
+                    add_positions(p, &tables, by_offset, first, tile.clone(), scores, WIDTH);
+                }
+                for (i, scores) in scores.chunks_exact_mut(WIDTH).enumerate() {
+                    let out = &mut out[i * out_width..][..out_width];
+                    softmax_step(
+                        scores,
+                        tile.len(),
+                        &mut max[i],
+                        &mut sum[i],
+                        (key > 0).then_some(out),
+                    );
+                }
+            });
+            times_columns(rows, (scores, WIDTH, 1), values, tokens, tile, key > 0, out, out_width);
+        }
+        for i in 0..rows {
+            let row = base + (first + i) * stride;
+            // SAFETY: this task alone writes the rows of its head and tokens.
+            let (y, lse) = unsafe {
+                (y.slice(row, d), lse.slice((n * tokens + first + i) * p.g as usize + g, 1))
+            };
+            let inverse = 1.0 / sum[i];
+            y.iter_mut().zip(&out[i * out_width..]).for_each(|(y, o)| *y = o * inverse);
+            lse[0] = LN_2 * (max[i] + sum[i].log2());
+        }
+    }
+}
+
+/// One row of scores becomes `2^(score - max)` with the maximum so far; the sum, and the output of earlier tiles where
+/// there is one, are brought to the new maximum.
+#[inline(always)]
+fn softmax_step(
+    scores: &mut [f32],
+    keys: usize,
+    max: &mut f32,
+    sum: &mut f32,
+    out: Option<&mut [f32]>,
+) {
+    let scores = &mut scores[..panels(keys) * COLS];
+    // Columns past the last key: 2^-126 each, and no product reads them.
+    scores[keys..].fill(f32::NEG_INFINITY);
+    let (scores, _) = scores.as_chunks_mut::<COLS>();
+    let mut lanes = [*max; COLS];
+    for chunk in scores.iter() {
+        for (m, &s) in lanes.iter_mut().zip(chunk) {
+            *m = if s > *m { s } else { *m };
+        }
+    }
+    let new = lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut lanes = [0.0f32; COLS];
+    for chunk in scores.iter_mut() {
+        for (l, s) in lanes.iter_mut().zip(chunk) {
+            *s = exp2(*s - new);
+            *l += *s;
+        }
+    }
+    let factor = exp2(*max - new);
+    *sum = *sum * factor + lanes.iter().sum::<f32>();
+    *max = new;
+    if let Some(out) = out {
+        out.iter_mut().for_each(|o| *o *= factor);
+    }
+}
