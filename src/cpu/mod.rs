@@ -4,10 +4,21 @@
 //! Results do not depend on the number of threads: work is cut into the same pieces whoever does them, and sums are
 //! taken in a fixed order.
 
+pub(crate) mod batch_norm;
 pub(crate) mod conv2d;
+pub(crate) mod cross_entropy;
+pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod global_attention;
+pub(crate) mod global_avg_pool;
 pub(crate) mod lanes;
+pub(crate) mod layer_norm;
+pub(crate) mod max_pool2d;
+pub(crate) mod optim_step;
+pub(crate) mod reduce;
+pub(crate) mod rows;
 pub(crate) mod simd;
+pub(crate) mod softmax;
 pub(crate) mod threads;
+pub(crate) mod vmath;

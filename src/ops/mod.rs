@@ -1,20 +1,57 @@
 //! What can be computed. One file an op: parameters, the one place where shapes are checked, forward, backward, and the
 //! cases that parity tests, gradient checks, benchmarks and `attn2d verify` all walk.
 
+pub(crate) mod batch_norm;
 pub mod case;
 pub(crate) mod conv2d;
-mod elementwise;
+pub(crate) mod cross_entropy;
+pub(crate) mod dropout;
+pub(crate) mod elementwise;
 pub(crate) mod global_attention;
+pub(crate) mod global_avg_pool;
+pub(crate) mod layer_norm;
 mod linear;
+pub(crate) mod max_pool2d;
+pub(crate) mod optim_step;
+pub(crate) mod reduce;
+pub(crate) mod softmax;
 
+pub use batch_norm::{Activation, BatchNorm, batch_norm};
 pub use conv2d::{Conv2d, conv2d};
-pub use elementwise::{add, relu};
+pub use cross_entropy::{CrossEntropy, class_labels, cross_entropy};
+pub use dropout::dropout;
+pub use elementwise::{add, add_bias, gelu, mul, relu, sigmoid, silu};
 pub use global_attention::{GlobalAttention, global_attention};
+pub use global_avg_pool::global_avg_pool;
+pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::linear;
+pub use max_pool2d::{MaxPool2d, max_pool2d};
+pub use optim_step::{AdamW, Sgd, adamw_step, sgd_step};
+pub use softmax::softmax;
 
 use case::OpSpec;
 
 /// Every op that has conformance cases.
 pub fn specs() -> Vec<&'static OpSpec> {
-    vec![&elementwise::RELU, &conv2d::CONV2D, &linear::LINEAR, &global_attention::SPEC]
+    vec![
+        &elementwise::RELU,
+        &elementwise::SIGMOID,
+        &elementwise::SILU,
+        &elementwise::GELU,
+        &elementwise::ADD,
+        &elementwise::MUL,
+        &elementwise::ADD_BIAS,
+        &conv2d::CONV2D,
+        &linear::LINEAR,
+        &global_attention::SPEC,
+        &batch_norm::SPEC,
+        &layer_norm::SPEC,
+        &max_pool2d::SPEC,
+        &global_avg_pool::SPEC,
+        &softmax::SPEC,
+        &cross_entropy::SPEC,
+        &dropout::SPEC,
+        &optim_step::SGD_SPEC,
+        &optim_step::ADAMW_SPEC,
+    ]
 }

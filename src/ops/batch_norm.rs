@@ -1,0 +1,469 @@
+//! Batch norm fused with what follows it: `y = act(bn(x) + residual)`.
+//!
+//! With the batch's mean and biased variance in training, the running ones in inference (Ioffe and Szegedy 2015; running
+//! statistics as PyTorch keeps them: `new = old + momentum * (batch - old)`, the variance unbiased):
+//!
+//! ```text
+//! xhat = (x - mean) / sqrt(var + eps)      z = weight * xhat + bias + residual      y = act(z)
+//! ```
+//!
+//! What forward and backward need of each channel stands in one small table `[4, C]`: mean, 1 / sqrt(var + eps),
+//! weight / sqrt(var + eps), bias. So every pass over the image binds one tensor for all of it, and later changes of
+//! weight or running statistics do not reach a backward that is still to come.
+//!
+//! Backward, with `g = dy * act'(z)`, sums and means over a channel's `rows = N * H * W` values:
+//!
+//! ```text
+//! dbias = sum g     dweight = sum g * xhat     dresidual = g
+//! dx = weight / sqrt(var + eps) * (g - mean(g) - xhat * mean(g * xhat))     (inference: without the two means)
+//! ```
+
+use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
+use super::reduce::{Blocks, GROUP, block_plan};
+use crate::cpu::batch_norm as cpu;
+use crate::error::{Error, Result};
+use crate::kernel::{Access, Kernel, Plan, params, require_f32};
+use crate::tape;
+use crate::tensor::Tensor;
+use bytemuck::{Pod, Zeroable};
+
+const OP: &str = "batch_norm";
+const WGSL: &str = include_str!("../../shaders/batch_norm.wgsl");
+
+/// The activation that a fused op ends with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activation {
+    /// `y = z`
+    #[default]
+    None,
+    /// `y = max(z, 0)`
+    Relu,
+    /// `y = z * sigmoid(z)`
+    Silu,
+}
+
+pub(crate) const ACT_RELU: u32 = 1;
+pub(crate) const ACT_SILU: u32 = 2;
+
+/// Options of [`batch_norm`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BatchNorm {
+    /// Added to the variance.
+    pub eps: f32,
+    /// Share of the batch in the new running statistics.
+    pub momentum: f32,
+    /// Normalise with the batch's statistics and update the running ones; else normalise with the running ones.
+    pub training: bool,
+    /// What follows.
+    pub act: Activation,
+}
+
+impl Default for BatchNorm {
+    /// PyTorch's defaults, in training mode.
+    fn default() -> Self {
+        Self { eps: 1e-5, momentum: 0.1, training: true, act: Activation::None }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub(crate) struct BatchNormParams {
+    pub(crate) rows: u32,
+    pub(crate) channels: u32,
+    pub(crate) rows_per_block: u32,
+    pub(crate) blocks: u32,
+    /// 0 none, 1 ReLU, 2 SiLU.
+    pub(crate) act: u32,
+    /// Whether there is a residual (1) or not (0); so for the next two.
+    pub(crate) residual: u32,
+    pub(crate) residual_grad: u32,
+    pub(crate) training: u32,
+    pub(crate) eps: f32,
+    pub(crate) momentum: f32,
+}
+
+impl BatchNormParams {
+    /// Whether the backward reads a third image, see [`third`].
+    pub(crate) fn has_third(&self) -> bool {
+        self.residual != 0 && self.act != 0
+    }
+}
+
+fn plan_blocks(bytes: &[u8], _: &crate::Caps) -> Plan {
+    let p: BatchNormParams = params(bytes);
+    block_plan(p.channels, p.blocks)
+}
+
+fn plan_channels(bytes: &[u8], _: &crate::Caps) -> Plan {
+    Plan::items(params::<BatchNormParams>(bytes).channels as usize, GROUP)
+}
+
+fn plan_elements(bytes: &[u8], _: &crate::Caps) -> Plan {
+    let p: BatchNormParams = params(bytes);
+    Plan::items(p.rows as usize * p.channels as usize, 256)
+}
+
+static STATS: Kernel = Kernel {
+    name: "batch_norm_stats_f32",
+    bindings: &[("x", Access::Read), ("part", Access::Write)],
+    cpu: cpu::stats,
+    wgsl: WGSL,
+    cuda: None,
+    plan: plan_blocks,
+};
+
+static FINISH: Kernel = Kernel {
+    name: "batch_norm_finish_f32",
+    bindings: &[
+        ("part", Access::Read),
+        ("weight", Access::Read),
+        ("bias", Access::Read),
+        ("running_mean", Access::ReadWrite),
+        ("running_var", Access::ReadWrite),
+        ("table", Access::Write),
+    ],
+    cpu: cpu::finish,
+    wgsl: WGSL,
+    cuda: None,
+    plan: plan_channels,
+};
+
+static TABLE: Kernel = Kernel {
+    name: "batch_norm_table_f32",
+    bindings: &[
+        ("weight", Access::Read),
+        ("bias", Access::Read),
+        ("running_mean", Access::Read),
+        ("running_var", Access::Read),
+        ("table", Access::Write),
+    ],
+    cpu: cpu::table,
+    wgsl: WGSL,
+    cuda: None,
+    plan: plan_channels,
+};
+
+static FWD: Kernel = Kernel {
+    name: "batch_norm_fwd_f32",
+    bindings: &[
+        ("x", Access::Read),
+        ("residual", Access::Read),
+        ("table", Access::Read),
+        ("y", Access::Write),
+    ],
+    cpu: cpu::fwd,
+    wgsl: WGSL,
+    cuda: None,
+    plan: plan_elements,
+};
+
+static BWD_SUMS: Kernel = Kernel {
+    name: "batch_norm_bwd_sums_f32",
+    bindings: &[
+        ("x", Access::Read),
+        ("dy", Access::Read),
+        ("third", Access::Read),
+        ("table", Access::Read),
+        ("part", Access::Write),
+    ],
+    cpu: cpu::bwd_sums,
+    wgsl: WGSL,
+    cuda: None,
+    plan: plan_blocks,
+};
+
+static BWD_FINISH: Kernel = Kernel {
+    name: "batch_norm_bwd_finish_f32",
+    bindings: &[("part", Access::Read), ("dweight", Access::Write), ("dbias", Access::Write)],
+    cpu: cpu::bwd_finish,
+    wgsl: WGSL,
+    cuda: None,
+    plan: plan_channels,
+};
+
+static BWD: Kernel = Kernel {
+    name: "batch_norm_bwd_f32",
+    bindings: &[
+        ("x", Access::Read),
+        ("dy", Access::Read),
+        ("third", Access::Read),
+        ("table", Access::Read),
+        ("dweight", Access::Read),
+        ("dbias", Access::Read),
+        ("dx", Access::Write),
+        ("dresidual", Access::Write),
+    ],
+    cpu: cpu::bwd,
+    wgsl: WGSL,
+    cuda: None,
+    plan: plan_elements,
+};
+
+/// `act(bn(x) + residual)`: `x [.., C]` (an image is `[N, H, W, C]`), `weight`, `bias` and the running statistics `[C]`,
+/// the residual shaped as x. In training `running_mean` and `running_var` are updated in place.
+///
+/// # Errors
+/// [`Error::Shape`] where shapes do not fit, a tensor is not f32, or a training batch has one value a channel (it has no
+/// variance).
+pub fn batch_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    running_mean: &Tensor,
+    running_var: &Tensor,
+    residual: Option<&Tensor>,
+    opt: BatchNorm,
+) -> Result<Tensor> {
+    let per_channel = [
+        ("weight", weight),
+        ("bias", bias),
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+    ];
+    let p = check(x, per_channel, residual, opt)?;
+    let table = Tensor::empty(x.device(), &[4, p.channels as usize])?;
+    if opt.training {
+        let part = Tensor::empty(x.device(), &[p.blocks as usize, 2, p.channels as usize])?;
+        STATS.launch(&p, &[x, &part])?;
+        FINISH.launch(&p, &[&part, weight, bias, running_mean, running_var, &table])?;
+    } else {
+        TABLE.launch(&p, &[weight, bias, running_mean, running_var, &table])?;
+    }
+    let y = Tensor::empty(x.device(), x.shape())?;
+    FWD.launch(&p, &[x, residual.unwrap_or(x), &table, &y])?;
+
+    let mut inputs = vec![x, weight, bias];
+    inputs.extend(residual);
+    let saved = Saved { p, x: x.detach(), third: third(x, residual, &y, opt), table };
+    Ok(tape::record(OP, &inputs, y, move |dy, needs| saved.backward(dy, needs)))
+}
+
+/// The image that the activation's slope depends on beside x: with ReLU and a residual the output, with SiLU and a
+/// residual the residual. Otherwise x alone decides, and stands in where something has to be bound.
+fn third(x: &Tensor, residual: Option<&Tensor>, y: &Tensor, opt: BatchNorm) -> Tensor {
+    match (opt.act, residual) {
+        (Activation::Relu, Some(_)) => y.detach(),
+        (Activation::Silu, Some(residual)) => residual.detach(),
+        _ => x.detach(),
+    }
+}
+
+struct Saved {
+    p: BatchNormParams,
+    x: Tensor,
+    third: Tensor,
+    table: Tensor,
+}
+
+impl Saved {
+    /// Gradients of x, weight, bias and, where there is one, the residual.
+    fn backward(self, dy: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let Self { mut p, x, third, table } = self;
+        let device = dy.device();
+        let channels = p.channels as usize;
+        let wants_residual = needs.get(3) == Some(&true);
+        // Without an activation the residual's gradient is dy itself.
+        p.residual_grad = u32::from(wants_residual && p.act != 0);
+
+        let dweight = Tensor::empty(device, &[channels])?;
+        let dbias = Tensor::empty(device, &[channels])?;
+        if p.training != 0 || needs[1] || needs[2] {
+            let part = Tensor::empty(device, &[p.blocks as usize, 2, channels])?;
+            BWD_SUMS.launch(&p, &[&x, dy, &third, &table, &part])?;
+            BWD_FINISH.launch(&p, &[&part, &dweight, &dbias])?;
+        }
+        let mut dresidual = wants_residual.then(|| dy.clone());
+        let mut dx = None;
+        if needs[0] || p.residual_grad != 0 {
+            let image = Tensor::empty(device, x.shape())?;
+            let residual = match p.residual_grad {
+                0 => device.none()?,
+                _ => Tensor::empty(device, x.shape())?,
+            };
+            BWD.launch(&p, &[&x, dy, &third, &table, &dweight, &dbias, &image, &residual])?;
+            dx = Some(image);
+            if p.residual_grad != 0 {
+                dresidual = Some(residual);
+            }
+        }
+        Ok(vec![dx, Some(dweight), Some(dbias), dresidual])
+    }
+}
+
+fn check(
+    x: &Tensor,
+    per_channel: [(&str, &Tensor); 4],
+    residual: Option<&Tensor>,
+    opt: BatchNorm,
+) -> Result<BatchNormParams> {
+    require_f32(OP, "x", x)?;
+    let (Some(&channels), true) = (x.shape().last(), x.shape().len() >= 2) else {
+        let message = format!("x must be [N, .., C], but its shape is {:?}", x.shape());
+        return Err(Error::shape(OP, message));
+    };
+    for (name, t) in per_channel {
+        require_f32(OP, name, t)?;
+        if t.shape() != [channels] {
+            let (given, x) = (t.shape(), x.shape());
+            let message = format!(
+                "{name} must be [{channels}], one number a channel of x {x:?}, but it is {given:?}"
+            );
+            return Err(Error::shape(OP, message));
+        }
+    }
+    if let Some(residual) = residual {
+        require_f32(OP, "residual", residual)?;
+        if residual.shape() != x.shape() {
+            let message = format!(
+                "residual must be shaped as x, {:?}, but it is {:?}",
+                x.shape(),
+                residual.shape()
+            );
+            return Err(Error::shape(OP, message));
+        }
+    }
+    let rows = x.numel() / channels;
+    if opt.training && rows == 1 {
+        let message = format!(
+            "training needs more than one value a channel, but x is {:?}; use a larger batch or training: false",
+            x.shape()
+        );
+        return Err(Error::shape(OP, message));
+    }
+    let Blocks { rows, channels, rows_per_block, blocks } = Blocks::new(rows, channels);
+    let act = match opt.act {
+        Activation::None => 0,
+        Activation::Relu => ACT_RELU,
+        Activation::Silu => ACT_SILU,
+    };
+    Ok(BatchNormParams {
+        rows,
+        channels,
+        rows_per_block,
+        blocks,
+        act,
+        residual: u32::from(residual.is_some()),
+        residual_grad: 0,
+        training: u32::from(opt.training),
+        eps: opt.eps,
+        momentum: opt.momentum,
+    })
+}
+
+fn case(label: &str, shape: &[usize], training: bool, act: &str, residual: bool) -> Case {
+    let case = without_x(label, shape, training, act).normal("x", shape);
+    if residual { case.normal("residual", shape) } else { case }
+}
+
+fn without_x(label: &str, shape: &[usize], training: bool, act: &str) -> Case {
+    let channels = &shape[shape.len() - 1..];
+    Case::new(label)
+        .attr("training", training)
+        .attr("act", act)
+        .uniform("weight", channels, 0.5, 1.5)
+        .uniform("bias", channels, -1.0, 1.0)
+        .uniform("running_mean", channels, -1.0, 1.0)
+        .uniform("running_var", channels, 0.5, 2.0)
+}
+
+fn cases() -> Vec<Case> {
+    let offset = without_x("mean 1000, deviation 1", &[2, 7, 9, 3], true, "none");
+    vec![
+        case("training", &[2, 3, 5, 7], true, "none", false),
+        case("training, ReLU", &[2, 5, 3, 9], true, "relu", false),
+        case("training, ReLU, residual", &[3, 3, 3, 8], true, "relu", true),
+        case("training, SiLU", &[1, 7, 5, 3], true, "silu", false),
+        case("training, SiLU, residual", &[2, 4, 5, 5], true, "silu", true),
+        case("training, residual", &[1, 7, 1, 33], true, "none", true),
+        case("one channel", &[1, 9, 13, 1], true, "relu", false).attr("momentum", 0.9),
+        case("inference", &[2, 3, 5, 7], false, "none", false),
+        case("inference, ReLU, residual", &[1, 5, 5, 4], false, "relu", true),
+        case("inference, SiLU, residual", &[2, 3, 3, 5], false, "silu", true).attr("eps", 1e-3),
+        case("inference, one value", &[1, 1, 1, 4], false, "relu", false),
+        // x itself has 6e-5 of rounding at 1000, and dividing by the deviation keeps it.
+        offset.uniform("x", &[2, 7, 9, 3], 998.0, 1002.0).tolerance(1e-3, 1e-3),
+        case("several blocks", &[3, 33, 29, 65], true, "relu", true).no_gradcheck(),
+        case("129 channels", &[2, 9, 7, 129], true, "silu", false).no_gradcheck(),
+    ]
+}
+
+fn run(attrs: &Attrs, t: &Tensors) -> Result<Tensors> {
+    let act = match attrs.str("act", "none")?.as_str() {
+        "none" => Activation::None,
+        "relu" => Activation::Relu,
+        "silu" => Activation::Silu,
+        other => {
+            let message = format!("attribute 'act' is '{other}', expected none, relu or silu");
+            return Err(Error::usage(message));
+        }
+    };
+    let opt = BatchNorm {
+        eps: attrs.f64("eps", 1e-5)? as f32,
+        momentum: attrs.f64("momentum", 0.1)? as f32,
+        training: attrs.bool("training", true)?,
+        act,
+    };
+    let get = |name| need(OP, t, name);
+    // Copies: the running statistics change in place, and a case's inputs must not.
+    let copy = |t: &Tensor| t.to_device(t.device());
+    let (mean, var) = (copy(get("running_mean")?)?, copy(get("running_var")?)?);
+    let residual = t.get("residual");
+    let y = batch_norm(get("x")?, get("weight")?, get("bias")?, &mean, &var, residual, opt)?;
+    Ok([("y", y), ("running_mean", mean), ("running_var", var)].map(|(n, t)| (n.into(), t)).into())
+}
+
+fn reference(attrs: &Attrs, a: &Arrays) -> Result<Arrays> {
+    let get = |name| need(OP, a, name);
+    let (x, weight, bias) = (get("x")?, get("weight")?, get("bias")?);
+    let (mut running_mean, mut running_var) =
+        (get("running_mean")?.clone(), get("running_var")?.clone());
+    let (eps, momentum) = (attrs.f64("eps", 1e-5)?, attrs.f64("momentum", 0.1)?);
+    let training = attrs.bool("training", true)?;
+    let act: fn(f64) -> f64 = match attrs.str("act", "none")?.as_str() {
+        "relu" => |z| z.max(0.0),
+        "silu" => |z| z / (1.0 + (-z).exp()),
+        _ => |z| z,
+    };
+    let channels = weight.data.len();
+    let rows = (x.data.len() / channels) as f64;
+    let mut y = Array::zeros(&x.shape);
+    for c in 0..channels {
+        let (mut mean, mut var) = (running_mean.data[c], running_var.data[c]);
+        if training {
+            let values = || x.data.iter().skip(c).step_by(channels);
+            mean = values().sum::<f64>() / rows;
+            var = values().map(|v| (v - mean).powi(2)).sum::<f64>() / rows;
+            running_mean.data[c] += momentum * (mean - running_mean.data[c]);
+            running_var.data[c] += momentum * (var * rows / (rows - 1.0) - running_var.data[c]);
+        }
+        for i in (c..x.data.len()).step_by(channels) {
+            let xhat = (x.data[i] - mean) / (var + eps).sqrt();
+            let residual = a.get("residual").map_or(0.0, |r| r.data[i]);
+            y.data[i] = act(weight.data[c] * xhat + bias.data[c] + residual);
+        }
+    }
+    let out = [("y", y), ("running_mean", running_mean), ("running_var", running_var)];
+    Ok(out.map(|(n, v)| (n.into(), v)).into())
+}
+
+/// Conformance of [`batch_norm`].
+pub(crate) static SPEC: OpSpec = OpSpec {
+    name: OP,
+    inputs: &[
+        Port::new("x", Layout::Image),
+        Port::new("weight", Layout::Plain),
+        Port::new("bias", Layout::Plain),
+        Port::new("running_mean", Layout::Plain).no_grad(),
+        Port::new("running_var", Layout::Plain).no_grad(),
+        Port::new("residual", Layout::Image).optional(),
+    ],
+    outputs: &[
+        Port::new("y", Layout::Image),
+        Port::new("running_mean", Layout::Plain).no_grad(),
+        Port::new("running_var", Layout::Plain).no_grad(),
+    ],
+    attrs: &["training", "eps", "momentum", "act"],
+    cases,
+    run,
+    reference,
+};
