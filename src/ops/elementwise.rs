@@ -367,4 +367,25 @@ mod tests {
             assert!((normal_cdf(x) - want).abs() < 1e-15);
         }
     }
+
+    #[test]
+    fn guards_see_a_kernel_that_leaves_its_tensor() {
+        let device = Device::cpu();
+        device.set_guarded(true);
+        let x = Tensor::from_f32(&device, &[3], &[1.0, 2.0, 3.0]).unwrap();
+        let y = relu(&x).unwrap();
+        device.check_guards().unwrap();
+        assert_eq!(y.to_f32().unwrap(), [1.0, 2.0, 3.0]);
+        device.backend().write(y.buffer(), y.offset() + 12, &[0; 4]).unwrap();
+        assert!(device.check_guards().is_err());
+        drop(y);
+        assert!(device.check_guards().is_err());
+        // A tensor that is gone by the time of the check: its overrun was seen when it was dropped.
+        let z = relu(&x).unwrap();
+        device.backend().write(z.buffer(), z.offset() - 4, &[0; 4]).unwrap();
+        drop(z);
+        let message = device.check_guards().unwrap_err().to_string();
+        assert!(message.contains("word -1 of a tensor of 3 words"), "{message}");
+        device.check_guards().unwrap();
+    }
 }
