@@ -1,0 +1,112 @@
+//! Self-attention over an image, with its projections.
+
+use super::{Conv, Init, Mode, Module, Slot, join, parameter};
+use crate::error::{Error, Result};
+use crate::ops::case::Layout;
+use crate::ops::{self, GlobalAttention};
+use crate::tensor::Tensor;
+
+/// Which pixels a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// The whole map, whose height and width position tables are made for.
+    Global {
+        /// Height and width of the map.
+        map: (usize, usize),
+    },
+}
+
+/// What an [`Attention`] is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionConfig {
+    /// Channels in and out, a multiple of `heads`.
+    pub channels: usize,
+    /// Heads; each has `channels / heads` channels.
+    pub heads: usize,
+    /// Which pixels a query sees.
+    pub reach: Reach,
+    /// Whether logits have learned relative position tables.
+    pub position: bool,
+}
+
+/// Self-attention `[N, H, W, C] -> [N, H, W, C]`: `softmax(q.k / sqrt(d) + q.(rel_h + rel_w)) v`, where q, k, v are 1x1
+/// convolutions of x without bias (`q.weight`, `k.weight`, `v.weight`). With position tables it owns `rel_h` and `rel_w`,
+/// a row of C for each vertical and horizontal offset: `2H - 1` and `2W - 1` for the whole map, the window's height and
+/// width for a window.
+pub struct Attention {
+    config: AttentionConfig,
+    q: Conv,
+    k: Conv,
+    v: Conv,
+    rel: Option<(Tensor, Tensor)>,
+}
+
+impl Attention {
+    /// Projections start like any other convolution. Tables start normal with standard deviation 0.02, small beside a
+    /// pixel's own logit: our choice (published layers start theirs anywhere between that and 1).
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where `heads` does not divide the channels, else as [`Tensor::uninit`].
+    pub fn new(init: &mut Init, config: AttentionConfig) -> Result<Self> {
+        let AttentionConfig { channels, heads, .. } = config;
+        if heads == 0 || !channels.is_multiple_of(heads) {
+            return Err(Error::usage(format!(
+                "{heads} attention heads do not divide {channels} channels; choose heads=N with N a divisor of {channels}"
+            )));
+        }
+        let offsets = match config.reach {
+            Reach::Global { map: (h, w) } => (2 * h - 1, 2 * w - 1),
+        };
+        let mut projection = || Conv::new(init, channels, channels, 1, 1);
+        let (q, k, v) = (projection()?, projection()?, projection()?);
+        let rel = if config.position {
+            let mut table = |offsets| init.normal(&[offsets, channels], 0.02);
+            Some((table(offsets.0)?, table(offsets.1)?))
+        } else {
+            None
+        };
+        Ok(Self { config, q, k, v, rel })
+    }
+
+    fn check_map(&self, h: usize, w: usize) -> Result<()> {
+        match self.config.reach {
+            Reach::Global { map } if self.rel.is_some() && map != (h, w) => Err(Error::shape(
+                "attention",
+                format!(
+                    "the position tables are for a map of {}x{}, but it is {h}x{w}; \
+                     use the image size that the model was built for",
+                    map.0, map.1
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Module for Attention {
+    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
+        let [n, h, w, c] = x.dims("attention", "x")?;
+        self.check_map(h, w)?;
+        let (heads, d) = (self.config.heads, self.config.channels / self.config.heads);
+        let tokens = |conv: &Conv| conv.forward(x, mode)?.reshape(&[n, h, w, heads, d]);
+        let (q, k, v) = (tokens(&self.q)?, tokens(&self.k)?, tokens(&self.v)?);
+        let (rel_h, rel_w) = (self.rel.as_ref().map(|r| &r.0), self.rel.as_ref().map(|r| &r.1));
+        let y = match self.config.reach {
+            Reach::Global { .. } => {
+                let opt = GlobalAttention { rel_h, rel_w, ..Default::default() };
+                ops::global_attention(&q, &k, &v, opt)?
+            }
+        };
+        y.reshape(&[n, h, w, c])
+    }
+
+    fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {
+        for (name, conv) in [("q", &mut self.q), ("k", &mut self.k), ("v", &mut self.v)] {
+            conv.visit(&join(prefix, name), f);
+        }
+        if let Some((rel_h, rel_w)) = &mut self.rel {
+            parameter(f, prefix, "rel_h", rel_h, Layout::Plain, true);
+            parameter(f, prefix, "rel_w", rel_w, Layout::Plain, true);
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! A fully connected layer.
+
+use super::{Init, Mode, Module, Slot, parameter};
+use crate::error::Result;
+use crate::ops;
+use crate::ops::case::Layout;
+use crate::tensor::Tensor;
+
+/// `y = x weight^T + bias`. Owns `weight [O, I]` and `bias [O]`.
+pub struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    /// `inputs -> outputs`, both weight and bias uniform in `+-1 / sqrt(inputs)`: PyTorch's default.
+    ///
+    /// # Errors
+    /// As [`Tensor::uninit`].
+    pub fn new(init: &mut Init, inputs: usize, outputs: usize) -> Result<Self> {
+        let bound = 1.0 / (inputs as f32).sqrt();
+        let weight = init.uniform(&[outputs, inputs], bound)?;
+        Ok(Self { weight, bias: init.uniform(&[outputs], bound)? })
+    }
+}
+
+impl Module for Linear {
+    fn forward(&self, x: &Tensor, _: &Mode) -> Result<Tensor> {
+        ops::linear(x, &self.weight, Some(&self.bias))
+    }
+
+    fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {
+        parameter(f, prefix, "weight", &mut self.weight, Layout::Plain, true);
+        parameter(f, prefix, "bias", &mut self.bias, Layout::Plain, false);
+    }
+}
