@@ -31,7 +31,8 @@ impl Tolerance {
 /// What a comparison found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gap {
-    /// The largest `|got - want|` as a share of the largest `|want|` (of 1 where all of `want` is 0).
+    /// The largest `|got - want|` as a share of the largest `|want|`, or of 0.01 where that is less: what should be zero
+    /// has no relative error.
     pub error: f64,
     /// The worst value, described, where one is out of tolerance or the shape differs.
     pub failure: Option<String>,
@@ -66,7 +67,8 @@ pub fn compare(name: &str, got: &Array, want: &Array, tolerance: Tolerance) -> G
         let at = position(i, &want.shape);
         format!("{name}{at} is {g:.7e}, expected {w:.7e}: {ratio:.1} times the tolerance; {count} of {n} values are off")
     });
-    Gap { error: off / if largest > 0.0 { largest } else { 1.0 }, failure }
+    Gap { error: off / largest.max(0.01), failure }
+}
 }
 
 /// `|got - want|`; infinite where exactly one is NaN or an infinity is met by anything but itself.

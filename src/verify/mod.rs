@@ -51,7 +51,7 @@ pub struct Record {
     pub device: String,
     /// The case's label, or its file's name.
     pub case: String,
-    /// The largest error, as a share of the largest expected value.
+    /// The largest error, as [`Gap::error`] counts it.
     pub error: f64,
     /// What is wrong, if anything.
     pub failure: Option<String>,
