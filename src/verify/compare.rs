@@ -69,7 +69,6 @@ pub fn compare(name: &str, got: &Array, want: &Array, tolerance: Tolerance) -> G
     });
     Gap { error: off / largest.max(0.01), failure }
 }
-}
 
 /// `|got - want|`; infinite where exactly one is NaN or an infinity is met by anything but itself.
 fn distance(got: f64, want: f64) -> f64 {
