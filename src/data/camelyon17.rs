@@ -10,7 +10,7 @@ use crate::Result;
 
 const CLASSES: [&str; 2] = ["normal", "tumour"];
 const NOTES: [&str; 2] = [
-    "Camelyon17-WILDS: CC0. Cite Bandi et al. 2018 and Koh et al. 2021 (arXiv 2012.07421). Research only, not for diagnosis.",
+    "Camelyon17-WILDS: CC0. Cite Bandi et al. 2019 and Koh et al. 2021 (arXiv 2012.07421). Research only, not for diagnosis.",
     "Official parts: train = hospitals 0, 3, 4; id_test = WILDS' id_val (same hospitals); val = hospital 1; test = hospital 2.",
 ];
 

@@ -1,0 +1,672 @@
+//! Data sets made up on the spot: every layout that is read, and everything that can be wrong with one. A wrong file must end in
+//! one message that names it and says what was expected, never in a panic.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use attn2d::data::{
+    self, Augment, Dataset, Format, Image, Item, Loader, LoaderOptions, Options, Part, Split,
+    SplitOptions, Transform,
+};
+use tempfile::TempDir;
+
+/// Writes `text` to `root/name`, with the folders on the way.
+fn write(root: &Path, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+    let path = root.join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, text).unwrap();
+    path
+}
+
+/// Writes a picture that differs for every `number`; the format follows the name.
+fn picture(root: &Path, name: &str, number: u32) -> PathBuf {
+    let path = write(root, name, "");
+    let pixel =
+        |x: u32, y: u32| image::Rgb([(x * 5 + number) as u8, (y * 7) as u8, (number >> 8) as u8]);
+    image::RgbImage::from_fn(20, 16, pixel).save(&path).unwrap();
+    path
+}
+
+fn open(root: &Path) -> Dataset {
+    data::open(root, &Options::default()).unwrap()
+}
+
+fn skip_bad() -> Options {
+    Options { skip_bad: true, ..Options::default() }
+}
+
+fn refusal(root: &Path) -> String {
+    data::open(root, &Options::default()).unwrap_err().to_string()
+}
+
+/// `message` must have all of `words`.
+#[track_caller]
+fn assert_says(message: &str, words: &[&str]) {
+    for word in words {
+        assert!(message.contains(word), "{word:?} is missing in: {message}");
+    }
+}
+
+/// Folders of pictures for two classes, `count` each.
+fn two_classes(root: &Path, count: u32) {
+    for number in 0..count {
+        picture(root, &format!("cat/{number}.png"), number);
+        picture(root, &format!("dog/{number}.jpg"), 1000 + number);
+    }
+}
+
+// ---- layouts -----------------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn image_folders_with_and_without_parts() {
+    let dir = TempDir::new().unwrap();
+    for (class, part, name) in [
+        ("a", "train", "x.png"),
+        ("a", "val", "y.bmp"),
+        ("b", "train", "x.tif"),
+        ("b", "test", "z.JPG"),
+    ] {
+        picture(dir.path(), &format!("{part}/{class}/{name}"), 1);
+    }
+    write(dir.path(), "train/a/notes.txt", "not a picture");
+    let set = open(dir.path());
+    assert_eq!((set.format, set.len()), (Format::ImageFolder, 4));
+    assert_eq!(set.classes, ["a", "b"]);
+    let ids: Vec<&str> = set.items.iter().map(|item| item.id.as_str()).collect();
+    assert_eq!(ids, ["test/b/z.JPG", "train/a/x.png", "train/b/x.tif", "val/a/y.bmp"]);
+    assert_eq!(set.items[0].official, Some(Part::Test));
+    for index in 0..4 {
+        let image = set.image(index).unwrap();
+        assert_eq!((image.width, image.height, image.pixels.len()), (20, 16, 960));
+    }
+
+    let bare = TempDir::new().unwrap();
+    two_classes(bare.path(), 5);
+    let set = open(bare.path());
+    assert_eq!((set.len(), set.items[0].official), (10, None));
+}
+
+/// One-hot tables, lesions and patients of the later ISIC releases.
+#[test]
+fn isic_2018_to_2020_and_ham10000() {
+    let dir = TempDir::new().unwrap();
+    let head = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\n";
+    let rows = "ISIC_1,0.0,1.0,0,0,0,0,0\nISIC_2,1.0,0.0,0,0,0,0,0\n";
+    write(
+        dir.path(),
+        "ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv",
+        format!("{head}{rows}"),
+    );
+    write(
+        dir.path(),
+        "HAM10000_metadata.csv",
+        "lesion_id,image_id,dx\nHAM_7,ISIC_1,nv\nHAM_7,ISIC_2,mel\n",
+    );
+    picture(dir.path(), "ISIC2018_Task3_Training_Input/ISIC_1.jpg", 1);
+    picture(dir.path(), "ISIC2018_Task3_Training_Input/ISIC_2.jpg", 2);
+    let set = open(dir.path());
+    assert_eq!((set.format, set.items[0].label, set.items[1].label), (Format::Isic2018, 1, 0));
+    assert_eq!(
+        (set.items[0].group.as_deref(), set.items[0].official),
+        (Some("HAM_7"), Some(Part::Train))
+    );
+
+    let ham = TempDir::new().unwrap();
+    write(
+        ham.path(),
+        "HAM10000_metadata.csv",
+        "lesion_id,image_id,dx,dataset\nHAM_1,ISIC_1,vasc,rosendahl\n",
+    );
+    picture(ham.path(), "HAM10000_images_part_2/ISIC_1.jpg", 1);
+    let set = open(ham.path());
+    assert_eq!(
+        (set.format, set.items[0].label, set.items[0].domain.as_deref()),
+        (Format::Isic2018, 6, Some("rosendahl"))
+    );
+
+    let dir = TempDir::new().unwrap();
+    write(
+        dir.path(),
+        "ISIC_2019_Training_GroundTruth.csv",
+        "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\nISIC_3_downsampled,0,0,0,0,0,0,0,1,0\n",
+    );
+    write(
+        dir.path(),
+        "ISIC_2019_Training_Metadata.csv",
+        "image,age_approx,anatom_site_general,lesion_id,sex\nISIC_3_downsampled,,,,\n",
+    );
+    picture(dir.path(), "ISIC_2019_Training_Input/ISIC_3_downsampled.jpg", 3);
+    let set = open(dir.path());
+    assert_eq!(
+        (set.format, set.items[0].label, set.items[0].group.clone()),
+        (Format::Isic2019, 7, None)
+    );
+
+    let dir = TempDir::new().unwrap();
+    let head = "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target\n";
+    write(
+        dir.path(),
+        "ISIC_2020_Training_GroundTruth.csv",
+        format!("{head}ISIC_4,IP_9,male,45.0,torso,unknown,malignant,1\n"),
+    );
+    picture(dir.path(), "train/ISIC_4.jpg", 4);
+    let set = open(dir.path());
+    assert_eq!(
+        (set.format, set.items[0].label, set.items[0].group.as_deref()),
+        (Format::Isic2020, 1, Some("IP_9"))
+    );
+}
+
+/// A Camelyon17-WILDS folder: six patients in five hospitals, four patches each.
+fn camelyon(root: &Path) {
+    let mut csv = String::from(",patient,node,x_coord,y_coord,tumor,slide,center,split\n");
+    for (number, (patient, center)) in
+        [("004", 0), ("017", 0), ("020", 1), ("040", 2), ("060", 3), ("088", 4)]
+            .into_iter()
+            .enumerate()
+    {
+        for patch in 0..4 {
+            let (x, y, split) = (3328 + patch, 21792, u32::from(patch == 3));
+            csv.push_str(&format!(
+                "{number},{patient},4,{x},{y},{},{number},{center},{split}\n",
+                patch % 2
+            ));
+            let place = format!("patient_{patient}_node_4");
+            let path = picture(
+                root,
+                &format!("camelyon17_v1.0/patches/{place}/patch_{place}_x_{x}_y_{y}.png"),
+                number as u32 * 10 + patch,
+            );
+            // The real patches carry an alpha channel.
+            image::open(&path).unwrap().to_rgba8().save(&path).unwrap();
+        }
+    }
+    write(root, "camelyon17_v1.0/metadata.csv", csv);
+}
+
+#[test]
+fn camelyon17_holds_out_hospitals_and_keeps_patients_together() {
+    let dir = TempDir::new().unwrap();
+    camelyon(dir.path());
+    let set = open(dir.path());
+    assert_eq!((set.format, set.len()), (Format::Camelyon17, 24));
+    assert_eq!(set.items[0].id, "patient_004_node_4_x_3328_y_21792");
+    assert_eq!(set.image(0).unwrap().pixels.len(), 20 * 16 * 3);
+    let split = data::split(&set, &SplitOptions::default()).unwrap();
+    let centers = |indices: &[usize]| {
+        indices
+            .iter()
+            .map(|&index| set.items[index].domain.clone().unwrap())
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(
+        (split.train.len(), split.id_test.len(), split.val.len(), split.test.len()),
+        (12, 4, 4, 4)
+    );
+    assert_eq!(centers(&split.val).into_iter().collect::<Vec<_>>(), ["center_1".into()]);
+    assert_eq!(centers(&split.test).into_iter().collect::<Vec<_>>(), ["center_2".into()]);
+
+    let anew = data::split(
+        &set,
+        &SplitOptions { official: false, val: 0.2, test: 0.2, ..SplitOptions::default() },
+    )
+    .unwrap();
+    let patients = |part: Part| {
+        anew.part(part)
+            .iter()
+            .map(|&index| set.items[index].group.clone().unwrap())
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    for (a, b) in [(Part::Train, Part::Val), (Part::Train, Part::Test), (Part::Val, Part::Test)] {
+        assert!(patients(a).is_disjoint(&patients(b)), "{a:?} and {b:?} share a patient");
+    }
+    assert!(!anew.val.is_empty() && !anew.test.is_empty());
+}
+
+#[test]
+fn labels_csv_with_parts_groups_and_domains() {
+    let dir = TempDir::new().unwrap();
+    picture(dir.path(), "p/one.png", 1);
+    picture(dir.path(), "p/two.png", 2);
+    write(
+        dir.path(),
+        "labels.csv",
+        "\u{feff}path,label,split,group,domain\np/one.png,benign,train,g1,x\np/two.png,\"malignant, rare\",test,g2,\n",
+    );
+    let set = open(dir.path());
+    assert_eq!(
+        (set.format, set.classes.clone()),
+        (Format::Csv, vec!["benign".to_string(), "malignant, rare".to_string()])
+    );
+    assert_eq!(
+        (set.items[1].official, set.items[1].group.as_deref(), set.items[1].domain.clone()),
+        (Some(Part::Test), Some("g2"), None)
+    );
+    write(dir.path(), "labels.csv", "path,label,split\np/one.png,a,trian\n");
+    assert_says(&refusal(dir.path()), &["labels.csv", "line 2", "trian", "expected train"]);
+}
+
+// ---- npz ---------------------------------------------------------------------------------------------------------------------------
+
+/// A `.npy` file: version 1 header, then the bytes.
+fn npy(descr: &str, shape: &[usize], bytes: &[u8]) -> Vec<u8> {
+    let sides: String = shape.iter().map(|side| format!("{side},")).collect();
+    let mut header =
+        format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({sides}), }}");
+    header.push_str(&" ".repeat(63 - (10 + header.len()) % 64));
+    header.push('\n');
+    [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), bytes]
+        .concat()
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
+    };
+    !bytes.iter().fold(!0, step)
+}
+
+/// Arrays of an `.npz` file by name.
+type Members = Vec<(&'static str, Vec<u8>)>;
+
+/// A zip with stored (not compressed) members, as `numpy.savez` writes it.
+fn npz(path: &Path, members: &Members) {
+    let (mut file, mut directory) = (Vec::new(), Vec::new());
+    for (name, bytes) in members {
+        let name = format!("{name}.npy");
+        let (offset, length) = (file.len() as u32, (bytes.len() as u32).to_le_bytes());
+        let common = [
+            &[20, 0, 0, 0, 0, 0, 0, 0, 0, 0][..],
+            &crc32(bytes).to_le_bytes(),
+            &length,
+            &length,
+            &(name.len() as u16).to_le_bytes(),
+            &[0, 0],
+        ]
+        .concat();
+        file.extend([b"PK\x03\x04", &common[..], name.as_bytes(), bytes].concat());
+        directory.extend(
+            [b"PK\x01\x02\x14\x00", &common[..], &[0; 10], &offset.to_le_bytes(), name.as_bytes()]
+                .concat(),
+        );
+    }
+    let (count, start) = ((members.len() as u16).to_le_bytes(), (file.len() as u32).to_le_bytes());
+    let size = (directory.len() as u32).to_le_bytes();
+    file.extend(
+        [&directory[..], b"PK\x05\x06\0\0\0\0", &count, &count, &size, &start, &[0, 0]].concat(),
+    );
+    fs::write(path, file).unwrap();
+}
+
+/// Three parts of ten 4x4 pictures, colour or grey, with two classes.
+fn medmnist(colour: bool) -> Members {
+    let channels = if colour { 3 } else { 1 };
+    let shape: Vec<usize> = if colour { vec![10, 4, 4, 3] } else { vec![10, 4, 4] };
+    let names = [
+        ("train_images", "train_labels"),
+        ("val_images", "val_labels"),
+        ("test_images", "test_labels"),
+    ];
+    let mut members = Vec::new();
+    for (part, (images, labels)) in names.into_iter().enumerate() {
+        let pixels: Vec<u8> =
+            (0..10 * 16 * channels).map(|place| (place * 3 + part * 101) as u8).collect();
+        members.push((images, npy("|u1", &shape, &pixels)));
+        members.push((labels, npy("|u1", &[10, 1], &[0, 1, 0, 1, 0, 1, 0, 1, 0, 1])));
+    }
+    members
+}
+
+#[test]
+fn medmnist_grey_and_colour() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("some.npz");
+    npz(&path, &medmnist(true));
+    let set = open(dir.path()); // the folder holds one .npz file
+    assert_eq!((set.format, set.len()), (Format::MedMnist, 30));
+    assert_eq!(set.image(1).unwrap().pixels[..4], [144, 147, 150, 153]);
+    npz(&path, &medmnist(false));
+    let set = open(&path);
+    assert_eq!(set.image(1).unwrap().pixels[..6], [48, 48, 48, 51, 51, 51]);
+    assert_eq!((set.items[29].id.as_str(), set.items[29].official), ("test/9", Some(Part::Test)));
+}
+
+#[test]
+fn npz_files_that_are_not_medmnist() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("odd.npz");
+    let with = |change: &dyn Fn(&mut Members)| {
+        let mut members = medmnist(false);
+        change(&mut members);
+        npz(&path, &members);
+        refusal(&path)
+    };
+    assert_says(&with(&|m| drop(m.remove(3))), &["odd.npz", "val_labels", "found [train_images"]);
+    assert_says(
+        &with(&|m| m[0].1 = npy("<f4", &[10, 4, 4], &[0; 640])),
+        &["odd.npz", "train_images", "<f4", "expected u8"],
+    );
+    assert_says(
+        &with(&|m| m[0].1 = npy("<u2", &[10, 4, 4], &[0; 320])),
+        &["train_images", "2 bytes", "expected u8"],
+    );
+    assert_says(
+        &with(&|m| m[0].1 = npy("|u1", &[10, 4, 4, 4], &[0; 640])),
+        &["train_images", "[10, 4, 4, 4]", "expected [N, S, S]"],
+    );
+    assert_says(
+        &with(&|m| m[5].1 = npy("|u1", &[10, 2], &[0; 20])),
+        &["test_labels", "2 labels a picture"],
+    );
+    assert_says(
+        &with(&|m| m[5].1 = npy("|u1", &[9, 1], &[0; 9])),
+        &["test_labels", "[9, 1]", "expected [10, 1]"],
+    );
+    assert_says(
+        &with(&|m| m[4].1 = npy("|u1", &[10, 4, 4], &[0; 100])),
+        &["test_images", "160 bytes", "100"],
+    );
+    assert_says(
+        &with(&|m| m[4].1 = b"\x93NUMPY\x01\x00\x05".to_vec()),
+        &["test_images", "cannot be read"],
+    );
+    npz(&path, &medmnist(false));
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    assert_says(&refusal(&path), &["odd.npz", "not a readable .npz", "fetch the file again"]);
+}
+
+// ---- HDF5 --------------------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn damaged_hdf5_files() {
+    let dir = TempDir::new().unwrap();
+    write(dir.path(), "camelyonpatch_level_2_split_train_x.h5.gz", "packed");
+    assert_says(&refusal(dir.path()), &["no camelyonpatch_level_2_split", "gunzip"]);
+    write(dir.path(), "camelyonpatch_level_2_split_train_x.h5", "this is no HDF5");
+    assert_says(&refusal(dir.path()), &["split_train_x.h5", "not a readable HDF5 file"]);
+}
+
+// ---- bad entries -------------------------------------------------------------------------------------------------------------------
+
+/// Folders with five good pictures a class and three bad ones.
+fn with_bad_pictures(root: &Path) {
+    two_classes(root, 5);
+    let whole = fs::read(root.join("dog/0.jpg")).unwrap();
+    write(root, "dog/cut.jpg", &whole[..whole.len() * 2 / 3]);
+    write(root, "cat/noise.png", b"\x89PNG\r\n\x1a\n and then nothing sensible");
+    write(root, "cat/empty.tif", "");
+}
+
+#[test]
+fn damaged_pictures_stop_the_loader_by_name_or_are_left_out() {
+    let dir = TempDir::new().unwrap();
+    with_bad_pictures(dir.path());
+    let set = Arc::new(open(dir.path()));
+    assert_eq!(set.len(), 13);
+    for (name, words) in
+        [("cut.jpg", "truncated"), ("noise.png", "cannot be decoded"), ("empty.tif", "empty")]
+    {
+        let index = set.items.iter().position(|item| item.id.ends_with(name)).unwrap();
+        assert_says(&set.image(index).unwrap_err().to_string(), &[name, words, "--skip-bad"]);
+    }
+    let options = LoaderOptions { batch_size: 2, ..LoaderOptions::default() };
+    let loader = Loader::new(set.clone(), (0..13).collect(), Transform::eval(8), options).unwrap();
+    let batches: Vec<_> = loader.epoch(0, 0).unwrap().collect();
+    assert!(batches.len() < 7, "the first error ends the epoch");
+    assert_says(&batches.last().unwrap().as_ref().unwrap_err().to_string(), &["empty.tif"]);
+
+    let kept = data::open(dir.path(), &skip_bad()).unwrap();
+    assert_eq!((kept.len(), kept.skipped.len()), (10, 3));
+    assert!((0..10).all(|index| kept.image(index).is_ok()));
+    let split = data::split(&kept, &SplitOptions::default()).unwrap();
+    assert_says(&data::info(&kept, &split).unwrap(), &["skipped    3", "cut.jpg", "noise.png"]);
+}
+
+#[test]
+fn a_picture_that_vanishes_is_an_error_with_its_name() {
+    let dir = TempDir::new().unwrap();
+    two_classes(dir.path(), 4);
+    let set = open(dir.path());
+    fs::remove_file(dir.path().join("cat/2.png")).unwrap();
+    assert_says(&set.image(2).unwrap_err().to_string(), &["2.png"]);
+    assert_says(&data::split(&set, &SplitOptions::default()).unwrap_err().to_string(), &["2.png"]);
+    assert_says(&set.image(99).unwrap_err().to_string(), &["no item 99"]);
+}
+
+/// A table in which one row is bad stops with the file and line, or goes on without that row.
+#[track_caller]
+fn assert_bad_row(root: &Path, words: &[&str], left: usize) {
+    assert_says(&refusal(root), words);
+    let kept = data::open(root, &skip_bad()).unwrap();
+    assert_eq!((kept.len(), kept.skipped.len()), (left, 1));
+    assert_says(&kept.skipped[0], words);
+}
+
+#[test]
+fn bad_rows_of_the_kaggle_table() {
+    let dir = TempDir::new().unwrap();
+    ["a", "b"].iter().enumerate().for_each(|(number, id)| {
+        drop(picture(dir.path(), &format!("train/{id}.tif"), number as u32))
+    });
+    write(dir.path(), "train_labels.csv", "id,label\na,0\nb,1\nghost,1\n");
+    assert_bad_row(dir.path(), &["train_labels.csv", "line 4", "ghost", "--skip-bad"], 2);
+    write(dir.path(), "train_labels.csv", "id,label\na,0\nb,tumour\n");
+    assert_bad_row(dir.path(), &["train_labels.csv", "line 3", "\"tumour\"", "expected 0 or 1"], 1);
+    write(dir.path(), "train_labels.csv", "id,class\na,0\n");
+    assert_says(
+        &refusal(dir.path()),
+        &["train_labels.csv", "no column \"label\"", "found id,class"],
+    );
+    write(dir.path(), "train_labels.csv", "id,label\na,0,7\n");
+    assert_says(&refusal(dir.path()), &["train_labels.csv", "not a CSV table"]);
+    write(dir.path(), "train_labels.csv", "id,label\na,0\na,0\n");
+    assert_says(&refusal(dir.path()), &["two items have the id a"]);
+    write(dir.path(), "train_labels.csv", "id,label\n");
+    assert_says(&refusal(dir.path()), &["no labelled pictures"]);
+}
+
+#[test]
+fn bad_rows_of_isic_2017() {
+    let dir = TempDir::new().unwrap();
+    picture(dir.path(), "ISIC-2017_Training_Data/ISIC_1.jpg", 1);
+    let csv = "ISIC-2017_Training_Part3_GroundTruth.csv";
+    let rows = |row: &str| {
+        write(
+            dir.path(),
+            csv,
+            format!("image_id,melanoma,seborrheic_keratosis\nISIC_1,0.0,1.0\n{row}\n"),
+        )
+    };
+    rows("ISIC_2,0.0,0.0");
+    assert_bad_row(dir.path(), &[csv, "line 3", "ISIC_2", "nowhere below"], 1);
+    rows("ISIC_1,1.0,1.0");
+    assert_bad_row(dir.path(), &[csv, "line 3", "two classes"], 1);
+    rows("ISIC_1,maybe,0.0");
+    assert_bad_row(dir.path(), &[csv, "line 3", "melanoma is \"maybe\"", "expected 0 or 1"], 1);
+    rows("ISIC_1,,0.0");
+    assert_bad_row(dir.path(), &[csv, "line 3", "melanoma is \"\""], 1);
+}
+
+#[test]
+fn bad_rows_of_camelyon17() {
+    let dir = TempDir::new().unwrap();
+    camelyon(dir.path());
+    let csv = dir.path().join("camelyon17_v1.0/metadata.csv");
+    let text = fs::read_to_string(&csv).unwrap();
+    fs::write(&csv, text.replacen(",004,4,3328,", ",004,4,9999,", 1)).unwrap();
+    assert_bad_row(dir.path(), &["metadata.csv", "line 2", "x_9999"], 23);
+    fs::write(&csv, format!("{text}99,004,4,1,1,0,0,7,0\n")).unwrap();
+    assert_bad_row(dir.path(), &["metadata.csv", "line 26", "center \"7\""], 24);
+}
+
+#[test]
+fn paths_and_formats_that_are_nothing() {
+    let dir = TempDir::new().unwrap();
+    assert_says(&refusal(&dir.path().join("nowhere")), &["nowhere", "nothing at this path"]);
+    assert_says(&refusal(dir.path()), &["cannot tell what kind of data", "docs/data.md"]);
+    let error = Format::parse("isic2071").unwrap_err();
+    assert_says(&error.to_string(), &["isic2071", "did you mean \"isic2017\""]);
+    assert_eq!(error.exit_code(), 2);
+    for format in [
+        "isic2017",
+        "isic2020",
+        "pcam-kaggle",
+        "pcam-h5",
+        "camelyon17",
+        "medmnist",
+        "csv",
+        "imagefolder",
+    ] {
+        let parsed = Format::parse(format).unwrap();
+        assert_eq!(parsed.name(), format);
+        let error = data::open(dir.path(), &Options { format: Some(parsed), ..Options::default() })
+            .unwrap_err();
+        assert!(error.to_string().contains(&*dir.path().to_string_lossy()), "{format}: {error}");
+    }
+}
+
+// ---- splits ------------------------------------------------------------------------------------------------------------------------
+
+/// A data set without files: picture `i` is flat, with the colour `colours[i]`.
+fn flat(colours: Vec<u8>, items: Vec<Item>) -> Dataset {
+    let decode =
+        move |index: usize| Ok(Image { width: 2, height: 2, pixels: vec![colours[index]; 12] });
+    Dataset::new("flat", vec!["a".into(), "b".into()], items, Box::new(decode)).unwrap()
+}
+
+fn item(id: usize, label: u32, official: Option<Part>) -> Item {
+    Item {
+        id: format!("i{id}"),
+        label,
+        group: None,
+        domain: None,
+        official,
+        file: Path::new("none").into(),
+    }
+}
+
+#[test]
+fn of_duplicates_one_is_kept_where_it_judges_and_conflicts_are_reported() {
+    use Part::{Test, Train, Val};
+    let parts = [Train, Train, Train, Val, Test, Test, Train, Train, Train];
+    let labels = [0, 0, 1, 0, 1, 1, 0, 1, 1];
+    //             i0 = i1;  i2 = i4 = i5 (two of them official test); i3 = i0; i6 and i7 conflict; i8 alone
+    let colours = vec![10, 10, 20, 10, 20, 20, 30, 30, 40];
+    let items = (0..9).map(|index| item(index, labels[index], Some(parts[index]))).collect();
+    let set = flat(colours, items);
+    let error = data::split(&set, &SplitOptions::default()).unwrap_err().to_string();
+    assert_says(&error, &["class \"a\"", "none of them in train"]);
+
+    let keep_all = SplitOptions { dedup: false, ..SplitOptions::default() };
+    assert_eq!(data::split(&set, &keep_all).unwrap().train, [0, 1, 2, 6, 7, 8]);
+
+    let items = (0..9)
+        .map(|index| item(index, labels[index], Some(parts[index])))
+        .chain([item(9, 0, Some(Train))])
+        .collect();
+    let set = flat(vec![10, 10, 20, 10, 20, 20, 30, 30, 40, 50], items);
+    let split = data::split(&set, &SplitOptions::default()).unwrap();
+    assert_eq!(
+        (&split.train[..], &split.val[..], &split.test[..]),
+        (&[8, 9][..], &[3][..], &[4, 5][..])
+    );
+    let reasons: Vec<&str> = split.dropped.iter().map(|dropped| dropped.reason.as_str()).collect();
+    let conflict = "conflicting labels: i6 is a; i7 is b";
+    assert_eq!(
+        reasons,
+        ["duplicate of i3", "duplicate of i3", "duplicate of i4", conflict, conflict]
+    );
+}
+
+#[test]
+fn splits_are_stratified_seeded_and_the_same_when_read_back() {
+    let dir = TempDir::new().unwrap();
+    two_classes(dir.path(), 40);
+    let set = open(dir.path());
+    let options = SplitOptions::default();
+    let split = data::split(&set, &options).unwrap();
+    assert_eq!(split, data::split(&set, &options).unwrap());
+    assert_ne!(split, data::split(&set, &SplitOptions { seed: 1, ..options }).unwrap());
+    for part in [&split.val, &split.test] {
+        assert_eq!(set.class_counts(part.iter().copied()), [6, 6]);
+    }
+    let path = dir.path().join("split.csv");
+    split.write(&set, &path).unwrap();
+    assert_eq!(Split::read(&set, &path).unwrap(), split);
+
+    let text = fs::read_to_string(&path).unwrap();
+    let broken = |from: &str, to: &str| {
+        fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        Split::read(&set, &path).unwrap_err().to_string()
+    };
+    assert_says(
+        &broken("cat/0.png", "cat/hat.png"),
+        &["split.csv", "unknown id \"cat/hat.png\"", "other data"],
+    );
+    assert_says(
+        &broken("cat/0.png,cat", "cat/0.png,dog"),
+        &["split.csv", "cat/0.png", "labels changed"],
+    );
+    assert_says(&broken("cat/0.png", "cat/1.png"), &["split.csv", "cat/1.png", "twice"]);
+    assert_says(&broken("train,", "drain,"), &["split.csv", "line 2", "drain"]);
+}
+
+#[test]
+fn shares_classes_and_domains_that_do_not_fit() {
+    let dir = TempDir::new().unwrap();
+    two_classes(dir.path(), 5);
+    picture(dir.path(), "rare/only.png", 77);
+    let set = open(dir.path());
+    let refused = |options: SplitOptions| data::split(&set, &options).unwrap_err().to_string();
+    assert_says(&refused(SplitOptions::default()), &["class \"rare\"", "too few", "at least 3"]);
+    assert_says(
+        &refused(SplitOptions { val: 0.7, test: 0.5, ..SplitOptions::default() }),
+        &["val = 0.7", "less than 1"],
+    );
+    assert_says(
+        &refused(SplitOptions { holdout_domain: Some("moon".into()), ..SplitOptions::default() }),
+        &["\"moon\"", "has none"],
+    );
+    let none = data::split(&set, &SplitOptions { val: 0.0, test: 0.0, ..SplitOptions::default() })
+        .unwrap();
+    assert_eq!((none.train.len(), none.val.len()), (11, 0));
+}
+
+#[test]
+fn loaders_that_cannot_work_say_why() {
+    let set = Arc::new(flat(vec![0; 4], (0..4).map(|index| item(index, 0, None)).collect()));
+    let refused = |indices: Vec<usize>, transform: Transform, options: LoaderOptions| {
+        Loader::new(set.clone(), indices, transform, options).err().unwrap().to_string()
+    };
+    let options = LoaderOptions::default;
+    assert_says(&refused(vec![], Transform::eval(8), options()), &["no items"]);
+    assert_says(&refused(vec![9], Transform::eval(8), options()), &["no item 9"]);
+    assert_says(&refused(vec![0], Transform::eval(0), options()), &["image size 0"]);
+    assert_says(
+        &refused(vec![0], Transform::eval(8), LoaderOptions { batch_size: 0, ..options() }),
+        &["batch size 0"],
+    );
+    assert_says(
+        &refused(vec![0], Transform::eval(8), LoaderOptions { drop_last: true, ..options() }),
+        &["fewer than one batch"],
+    );
+    let loader = Loader::new(
+        set.clone(),
+        vec![0, 1, 2],
+        Transform::train(8, &Augment::default()),
+        LoaderOptions { batch_size: 2, drop_last: true, ..options() },
+    )
+    .unwrap();
+    assert_eq!(
+        (
+            loader.batches(),
+            loader.epoch(0, 0).unwrap().count(),
+            loader.epoch(0, 5).unwrap().count()
+        ),
+        (1, 1, 0)
+    );
+}
