@@ -13,13 +13,6 @@ use crate::cpu::simd::vectorise;
 use rayon::prelude::*;
 use std::cell::RefCell;
 
-/// Queries of a tile.
-const TILE_Q: usize = 48;
-/// Keys of a tile.
-const TILE_K: usize = 96;
-/// Row length of a tile: a little more, so that a column of it does not fall on few cache sets.
-const WIDTH: usize = TILE_K + COLS;
-
 /// What backward reads, in tensors `[N, H, W, G, d]`; `stats` is `[N, H, W, G, 2]`: log-sum-exp and delta.
 #[derive(Clone, Copy)]
 pub(crate) struct Inputs<'a> {

@@ -6,13 +6,6 @@ use rayon::prelude::*;
 use std::cell::RefCell;
 use std::f32::consts::LN_2;
 
-/// Queries of a tile: a multiple of the 6 rows that `gemm` keeps in registers.
-const TILE_Q: usize = 48;
-/// Keys of a tile.
-const TILE_K: usize = 128;
-/// Row length of a tile: a little more, so that a column of it does not fall on few cache sets.
-const WIDTH: usize = TILE_K + COLS;
-
 #[derive(Default)]
 struct Scratch {
     keys: Vec<f32>,

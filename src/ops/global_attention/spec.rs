@@ -118,3 +118,111 @@ fn indices(sizes: [usize; 4]) -> impl Iterator<Item = (usize, usize, usize, usiz
     let [_, b, c, d] = sizes;
     (0..sizes.iter().product()).map(move |i| (i / d / c / b, i / d / c % b, i / d % c, i % d))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::*;
+    use crate::Device;
+    use crate::tensor::philox::Philox;
+
+    fn randn(device: &Device, shape: &[usize], op: u32) -> Tensor {
+        Tensor::randn(device, shape, Philox { seed: 3, step: 1, op }).unwrap()
+    }
+
+    /// The largest difference, in units of the largest magnitude.
+    fn difference(a: &Tensor, b: &Tensor) -> f32 {
+        let (a, b) = (a.to_f32().unwrap(), b.to_f32().unwrap());
+        assert_eq!(a.len(), b.len());
+        let largest = a.iter().fold(1e-30f32, |m, x| m.max(x.abs()));
+        a.iter().zip(&b).fold(0.0f32, |m, (x, y)| m.max((x - y).abs())) / largest
+    }
+
+    /// The passes of backward one by one give what the single walk gives.
+    #[test]
+    fn passes_agree_with_the_single_walk() {
+        let device = Device::cpu();
+        let (shape, g, d) = ([3, 5, 4, 2, 8], 2, 8);
+        let [q, k, v, dy] = [0, 1, 2, 3].map(|i| randn(&device, &shape, i));
+        let (rel_h, rel_w) = (randn(&device, &[9, g * d], 4), randn(&device, &[7, g * d], 5));
+        let bias = randn(&device, &[g, 9, 7], 6);
+        for tables in 0..8 {
+            let there = |bit: usize, t| if tables & bit != 0 { Some(t) } else { None };
+            let options = GlobalAttention {
+                scale: Some(0.4),
+                rel_h: there(1, &rel_h),
+                rel_w: there(2, &rel_w),
+                bias: there(4, &bias),
+            };
+            let p = GlobalAttentionParams { pieces: 2, ..options.check(&q, &k, &v).unwrap() };
+            let tables = options.pack(&p, &p, &q).unwrap();
+            let y = Tensor::empty(&device, &shape).unwrap();
+            let lse = Tensor::empty(&device, &shape[..4]).unwrap();
+            let stats = Tensor::empty(&device, &[3, 5, 4, 2, 2]).unwrap();
+            FWD.launch(&p, &[&q, &k, &v, &tables, &y, &lse]).unwrap();
+            BWD_DELTA.launch(&p, &[&y, &dy, &lse, &stats]).unwrap();
+            let inputs = [&q, &k, &v, &tables, &dy, &stats];
+            let (one, one_tables) = packed_gradients(&p, inputs, p.any_table()).unwrap();
+            let (each, each_tables) = separate_gradients(&p, inputs, p.any_table()).unwrap();
+            for (a, b) in one.iter().zip(&each).chain(one_tables.iter().zip(&each_tables)) {
+                assert!(difference(a, b) < 1e-5, "{options:?}: {}", difference(a, b));
+            }
+            assert_eq!(one_tables.is_some(), p.any_table());
+        }
+    }
+
+    #[test]
+    fn wrong_shapes_are_named() {
+        let device = Device::cpu();
+        let q = randn(&device, &[1, 3, 4, 2, 8], 0);
+        let error =
+            |k: &Tensor, options| global_attention(&q, k, &q, options).unwrap_err().to_string();
+        let k = randn(&device, &[1, 4, 3, 2, 8], 1);
+        let message = error(&k, GlobalAttention::default());
+        assert!(message.contains("k must have q's shape [1, 3, 4, 2, 8]"), "{message}");
+        let table = randn(&device, &[7, 16], 2);
+        let message = error(&q, GlobalAttention { rel_h: Some(&table), ..Default::default() });
+        assert!(message.contains("rel_h") && message.contains("[5, 16]"), "{message}");
+        let flat = randn(&device, &[12, 16], 3);
+        let message =
+            global_attention(&flat, &flat, &flat, GlobalAttention::default()).unwrap_err();
+        assert!(message.to_string().contains("5 axes"), "{message}");
+    }
+
+    /// Nobody asks for the tables' gradients: none are made, and the others are right.
+    #[test]
+    fn tables_without_gradient() {
+        let device = Device::cpu();
+        let shape = [2, 3, 3, 1, 4];
+        let [q, k, v, dy] = [0, 1, 2, 3].map(|i| randn(&device, &shape, i));
+        let bias = randn(&device, &[1, 5, 5], 4);
+        let gradient = |bias: &Tensor| {
+            let q = q.requires_grad();
+            let options = GlobalAttention { bias: Some(bias), ..Default::default() };
+            let grads = global_attention(&q, &k, &v, options).unwrap().backward_with(&dy).unwrap();
+            (grads.get(&q).unwrap().to_f32().unwrap(), grads.get(bias).is_some())
+        };
+        let (with, had) = gradient(&bias.requires_grad());
+        let (without, has) = gradient(&bias);
+        assert_eq!((had, has), (true, false));
+        assert_eq!(with, without);
+    }
+
+    /// Peak memory of forward and backward, q, k, v and upstream gradient apart, grows with the map and not with its square.
+    #[test]
+    fn memory_grows_with_the_map() {
+        let device = Device::cpu();
+        let extra = |side: usize| {
+            let shape = [1, side, side, 2, 8];
+            let [q, k, v] = [0, 1, 2].map(|i| randn(&device, &shape, i).requires_grad());
+            let dy = randn(&device, &shape, 3);
+            device.reset_peak();
+            let before = device.memory().live;
+            let y = global_attention(&q, &k, &v, GlobalAttention::default()).unwrap();
+            let grads = y.backward_with(&dy).unwrap();
+            assert!(grads.get(&q).is_some());
+            (device.memory().peak - before) as f64
+        };
+        let ratio = extra(32) / extra(16);
+        assert!((3.9..4.1).contains(&ratio), "four times the places took {ratio} times the memory");
+    }
+}
