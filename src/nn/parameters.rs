@@ -194,6 +194,25 @@ impl Parameters {
         Ok(dict)
     }
 
+    /// Writes what [`Parameters::export`] gave back into a tensor that is laid out as [`Parameters::values`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a tensor of another length, [`Error::File`] naming a parameter that is missing or has another
+    /// shape.
+    pub fn import(&self, flat: &Tensor, dict: &StateDict) -> Result<()> {
+        self.values.check_length("import", flat)?;
+        for entry in &self.values.entries {
+            let expected = file_shape(entry.layout, entry.tensor.shape());
+            let found = dict.arrays.get(&entry.name).map(|array| &array.shape);
+            if found != Some(&expected) {
+                let found = found.map_or("is missing".into(), |shape| format!("is {shape:?}"));
+                let message = format!("'{}' {found}, expected {expected:?}", entry.name);
+                return Err(Error::file(&dict.source, message));
+            }
+        }
+        self.values.import(flat, dict)
+    }
+
     /// How a state dict differs from what the model owns.
     pub fn compare(&self, dict: &StateDict) -> Differences {
         let known: BTreeSet<&str> = self.names().collect();
@@ -225,7 +244,7 @@ impl Parameters {
     /// [`Error::Device`] when the device is lost.
     pub fn load(&self, dict: &StateDict) -> Result<()> {
         for flat in self.flats() {
-            flat.import(dict)?;
+            flat.import(&flat.data, dict)?;
         }
         for (name, counter) in &self.counters {
             if let Some(count) = dict.arrays.get(name).and_then(StateArray::to_count) {
@@ -269,10 +288,7 @@ impl Flat {
 
     /// Adds the entries' parts of `flat` to a state dict. One read: a GPU answers each with a wait.
     fn export(&self, flat: &Tensor, dict: &mut StateDict) -> Result<()> {
-        if flat.shape() != self.data.shape() {
-            let message = format!("expected {:?}, got {:?}", self.data.shape(), flat.shape());
-            return Err(Error::shape("export", message));
-        }
+        self.check_length("export", flat)?;
         let data = flat.to_f32()?;
         for entry in &self.entries {
             let shape = entry.tensor.shape();
@@ -283,8 +299,17 @@ impl Flat {
         Ok(())
     }
 
-    fn import(&self, dict: &StateDict) -> Result<()> {
-        let mut data = self.data.to_f32()?;
+    fn check_length(&self, op: &'static str, flat: &Tensor) -> Result<()> {
+        if flat.shape() == self.data.shape() {
+            return Ok(());
+        }
+        let message = format!("expected {:?}, got {:?}", self.data.shape(), flat.shape());
+        Err(Error::shape(op, message))
+    }
+
+    /// Overwrites the entries' parts of `flat` with the arrays that fit.
+    fn import(&self, flat: &Tensor, dict: &StateDict) -> Result<()> {
+        let mut data = flat.to_f32()?;
         for entry in &self.entries {
             let shape = entry.tensor.shape();
             let Some(array) = dict.arrays.get(&entry.name) else { continue };
@@ -293,7 +318,7 @@ impl Flat {
                 data[entry.range()].copy_from_slice(&part);
             }
         }
-        self.data.write_f32(&data)
+        flat.write_f32(&data)
     }
 }
 
