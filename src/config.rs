@@ -22,6 +22,8 @@ pub use layers::{Layers, Setting};
 pub struct Config {
     /// Which images, how they are split and prepared.
     pub data: Data,
+    /// Random changes to training images.
+    pub augment: Augment,
     /// Which network.
     pub model: Model,
     /// How long, on what, with which random numbers.
@@ -58,24 +60,44 @@ pub struct Data {
     pub skip_bad: bool,
     /// Weight of each class in the loss.
     pub class_weights: ClassWeights,
-    /// Random changes to training images.
-    pub augment: Augment,
+    /// Keep to the publishers' train, validation and test parts where there are any.
+    pub official_split: bool,
+    /// Leave out pictures that occur twice.
+    pub dedup: bool,
+    /// A domain (hospital, camera) to test on and never train on; empty for none.
+    pub holdout_domain: String,
+    /// Memory for decoded pictures between epochs, in MiB.
+    pub cache_mib: usize,
+    /// Built-in data: number of pictures.
+    pub synthetic_count: usize,
+    /// Built-in data: side of the pictures in pixels before they are brought to `img_size`.
+    pub synthetic_size: usize,
+    /// Built-in data: seed of the pictures.
+    pub synthetic_seed: u64,
 }
 
-/// `[data.augment]`: random changes to training images; the defaults suit pictures without an up or down.
+/// `[augment]`: random changes to training images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Augment {
-    /// Probability of mirroring left and right.
-    pub hflip: f64,
-    /// Probability of mirroring top and bottom.
-    pub vflip: f64,
-    /// Turn by 0, 90, 180 or 270 degrees, each equally likely.
-    pub rotate90: bool,
-    /// Smallest share of the area that a random crop keeps before it is resized; 1 turns cropping off.
-    pub crop_min: f64,
-    /// Strength of random brightness, contrast and saturation changes; 0 turns them off.
-    pub color_jitter: f64,
+    /// Which changes.
+    pub policy: Policy,
+    /// The changes of `policy = "custom"`.
+    pub custom: crate::data::Augment,
+}
+
+/// Which random changes training images get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// Those that keep the data set's labels true, as its reader knows them.
+    Auto,
+    /// Mirroring and quarter turns.
+    Flips,
+    /// No change at all.
+    None,
+    /// Those of `[augment.custom]`.
+    Custom,
 }
 
 /// How pixel values are scaled for the network.
@@ -144,6 +166,8 @@ pub struct Optim {
     pub lr: f64,
     /// Momentum of SGD.
     pub momentum: f64,
+    /// SGD looks ahead along the momentum.
+    pub nesterov: bool,
     /// Decay rates of AdamW's two averages.
     pub betas: [f64; 2],
     /// AdamW's small term under the fraction.
@@ -213,21 +237,20 @@ impl Default for Data {
             workers: 2,
             skip_bad: false,
             class_weights: ClassWeights::None,
-            augment: Augment::default(),
+            official_split: true,
+            dedup: true,
+            holdout_domain: String::new(),
+            cache_mib: 1024,
+            synthetic_count: 1200,
+            synthetic_size: 64,
+            synthetic_seed: 0,
         }
     }
 }
 
 impl Default for Augment {
     fn default() -> Self {
-        Self { hflip: 0.5, vflip: 0.5, rotate90: true, crop_min: 0.7, color_jitter: 0.1 }
-    }
-}
-
-impl Augment {
-    /// No change at all.
-    pub fn off() -> Self {
-        Self { hflip: 0.0, vflip: 0.0, rotate90: false, crop_min: 1.0, color_jitter: 0.0 }
+        Self { policy: Policy::Auto, custom: crate::data::Augment::default() }
     }
 }
 
@@ -262,6 +285,7 @@ impl Default for Optim {
             name: OptimName::Adamw,
             lr: 1e-3,
             momentum: 0.9,
+            nesterov: false,
             betas: [0.9, 0.999],
             eps: 1e-8,
             weight_decay: 0.02,
@@ -290,12 +314,14 @@ impl Default for Output {
 
 /// Keys that a resumed run may change: they decide where and how long, not what is learnt up to a given step (a longer
 /// run does stretch a cosine from there on).
-pub const MAY_CHANGE_ON_RESUME: [&str; 6] = [
+pub const MAY_CHANGE_ON_RESUME: [&str; 8] = [
     "train.epochs",
     "train.max_steps",
     "train.device",
     "train.checkpoint_every",
+    "data.path",
     "data.workers",
+    "data.cache_mib",
     "output.dir",
 ];
 
@@ -336,7 +362,7 @@ impl Config {
         let fraction = |v: f64| (0.0..1.0).contains(&v);
         let probability = |v: f64| (0.0..=1.0).contains(&v);
         let not_negative = |v: f64| v.is_finite() && v >= 0.0;
-        let rules: [(&str, bool, &str); 22] = [
+        let rules: [(&str, bool, &str); 20] = [
             ("data.path", !data.path.is_empty(), "must name a folder, a file or a synthetic set"),
             ("data.img_size", (8..=4096).contains(&data.img_size), "must lie in 8..=4096"),
             ("data.val_fraction", fraction(data.val_fraction), "must lie in 0..1"),
@@ -346,18 +372,17 @@ impl Config {
                 data.val_fraction + data.test_fraction < 1.0,
                 "and data.test_fraction together leave nothing to train on",
             ),
-            ("data.workers", (1..=256).contains(&data.workers), "must lie in 1..=256"),
-            ("data.augment.hflip", probability(data.augment.hflip), "must lie in 0..=1"),
-            ("data.augment.vflip", probability(data.augment.vflip), "must lie in 0..=1"),
             (
-                "data.augment.crop_min",
-                data.augment.crop_min > 0.0 && data.augment.crop_min <= 1.0,
-                "must be above 0 and at most 1 (1 = no cropping)",
+                "data.synthetic_size",
+                (32..=4096).contains(&data.synthetic_size),
+                "must lie in 32..=4096",
             ),
+            ("data.workers", (1..=256).contains(&data.workers), "must lie in 1..=256"),
             (
-                "data.augment.color_jitter",
-                probability(data.augment.color_jitter),
-                "must lie in 0..=1",
+                "augment.policy",
+                self.augment.policy == Policy::Custom
+                    || self.augment.custom == crate::data::Augment::default(),
+                "ignores the keys of [augment.custom] that are set; say augment.policy = \"custom\"",
             ),
             ("model.name", !self.model.name.is_empty(), "must be a model string"),
             ("train.epochs", train.epochs >= 1, "must be at least 1"),
@@ -406,10 +431,12 @@ mod tests {
         let text = include_str!("../configs/default.toml");
         let table: toml::Table = text.parse().expect("configs/default.toml parses");
         assert_eq!(
-            table,
-            layers::table_of(&Config::default()),
-            "write every default out, with its value"
+            layers::keys(&table),
+            layers::keys(&layers::table_of(&Config::default())),
+            "write every key out"
         );
+        let config: Config = toml::from_str(text).expect("configs/default.toml is a config");
+        assert_eq!(config, Config::default(), "with its default");
     }
 
     #[test]
@@ -435,6 +462,10 @@ mod tests {
         config.data.test_fraction = 0.5;
         let message = config.check().expect_err("nothing left to train on").to_string();
         assert!(message.contains("data.val_fraction = 0.6"), "{message}");
+        config = Config::default();
+        config.augment.custom.hflip = false;
+        let message = config.check().expect_err("set but not used").to_string();
+        assert!(message.contains("augment.policy = \"auto\" ignores"), "{message}");
         config = Config::default();
         config.optim.lr = f64::NAN;
         let error = config.check().expect_err("not a number");

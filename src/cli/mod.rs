@@ -1,6 +1,9 @@
 //! The command line: one file a verb.
 
+pub mod data;
 pub mod doctor;
+pub mod eval;
+pub mod train;
 pub mod verify;
 
 use crate::error::Result;
@@ -17,6 +20,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Train a model and leave a run directory with checkpoints, metrics and pictures
+    Train(Box<train::Options>),
+    /// Score a checkpoint: metrics, a prediction for each image, a confusion matrix
+    Eval(eval::Options),
+    /// Look at a data set
+    #[command(subcommand)]
+    Data(data::Options),
     /// Run every op's conformance cases on every device and print an op-by-device table
     Verify(crate::verify::Options),
     /// Show devices, drivers and limits, what is missing and how to get it
@@ -38,6 +48,9 @@ pub fn main() -> ExitCode {
 /// Runs a verb; `false` where it ran, but what it looked at is not as it should be.
 fn run(verb: &Verb) -> Result<bool> {
     match verb {
+        Verb::Train(options) => train::train(options).map(|()| true),
+        Verb::Eval(options) => eval::eval(options).map(|()| true),
+        Verb::Data(options) => data::data(options).map(|()| true),
         Verb::Verify(options) => verify::verify(options),
         Verb::Doctor => {
             print!("{}", doctor::report());

@@ -240,7 +240,7 @@ mod tests {
     fn later_layers_win() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("run.toml");
-        std::fs::write(&path, "[optim]\nlr = 1\nmomentum = 0.5\n[data.augment]\nhflip = 0\n")
+        std::fs::write(&path, "[optim]\nlr = 1\nmomentum = 0.5\n[augment]\npolicy = \"custom\"\n[augment.custom]\nhflip = false\n")
             .expect("a file");
         let mut layers = Layers::new();
         layers.file(&path).expect("a good file");
@@ -251,11 +251,8 @@ mod tests {
         assert_eq!(config.optim.lr, 3.0);
         assert_eq!(config.optim.momentum, 0.5);
         assert_eq!(config.train.epochs, 9);
-        assert_eq!(config.data.augment.hflip, 0.0);
-        assert_eq!(
-            config.data.augment.vflip, 0.5,
-            "keys that the file leaves out keep their default"
-        );
+        assert!(!config.augment.custom.hflip);
+        assert!(config.augment.custom.vflip, "keys that the file leaves out keep their default");
     }
 
     #[test]
@@ -314,7 +311,7 @@ mod tests {
             ("train.epochs=2.5", "train.epochs: invalid type: floating point"),
             ("train.epochs=-1", "--set train.epochs=-1: train.epochs: "),
             ("optim.name=sdg", "unknown variant `sdg`"),
-            ("zzzzzz=1", "the sections are `data`, `model`"),
+            ("zzzzzz=1", "the sections are `augment`, `data`, `model`"),
         ];
         for (assignment, expected) in cases {
             let error = set(assignment).expect_err(assignment);

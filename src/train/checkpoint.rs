@@ -47,6 +47,10 @@ pub struct State {
     pub model: String,
     /// The names of the classes, in the order of the logits.
     pub classes: Vec<String>,
+    /// Subtracted from the images' channels (values in 0..=1).
+    pub mean: [f32; 3],
+    /// Divides after that.
+    pub std: [f32; 3],
     /// Epochs done.
     pub epoch: u64,
     /// Steps done in the epoch under way.
@@ -87,6 +91,13 @@ pub struct Running {
     pub images: u64,
     /// Counts of true against predicted classes, true class after true class.
     pub confusion: Vec<u64>,
+}
+
+impl Running {
+    /// All zeros, for so many classes.
+    pub fn new(classes: usize) -> Self {
+        Self { confusion: vec![0; classes * classes], ..Self::default() }
+    }
 }
 
 /// Learning rate of the next step.
@@ -132,11 +143,13 @@ impl State {
             attn2d: env!("CARGO_PKG_VERSION").into(),
             model: config.model.name.clone(),
             classes: classes.to_vec(),
+            mean: [0.0; 3],
+            std: [1.0; 3],
             epoch: 0,
             epoch_step: 0,
             step: 0,
             best: None,
-            running: Running { confusion: vec![0; classes.len().pow(2)], ..Running::default() },
+            running: Running::new(classes.len()),
             schedule: ScheduleState { name: String::new(), step: 0, lr: 0.0 },
             random: RandomState {
                 generator: "philox4x32-10".into(),

@@ -1,8 +1,211 @@
 //! Training and evaluation: everything between data and a finished run directory.
+//!
+//! ```no_run
+//! use attn2d::config::Config;
+//! use attn2d::train::{self, Progress};
+//!
+//! # fn main() -> attn2d::Result<()> {
+//! let mut config = Config::default(); // a ResNet18 with global attention on built-in pictures
+//! config.train.epochs = 3;
+//! let summary = train::run(&config, Progress::auto())?;
+//! println!("{} is in {}", summary.parts[0].balanced_accuracy.unwrap_or(0.0), summary.dir.display());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A run directory holds `config.toml` (every key, resolved), `split.csv`, `metrics.csv` (a row an epoch), `steps.jsonl` (a line a
+//! step), TensorBoard events, `curves.svg`, the checkpoints `last/` and `best/`, and at the end `summary.json`,
+//! `predictions_<part>.csv` and `confusion_<part>.svg` of the best checkpoint.
+//!
+//! A run that was killed goes on with [`resume`] from `last/` and, on the CPU, ends with the same bits as one that was not:
+//! learning rate, order of images, augmentation and dropout are functions of seed, epoch and step; the rest is in the
+//! checkpoint.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 pub mod checkpoint;
+pub mod evaluate;
 pub mod events;
+pub mod images;
 pub mod log;
 pub mod metrics;
+mod optim;
 pub mod plots;
+mod progress;
+pub mod run_dir;
 pub mod schedule;
+mod score;
+mod session;
+
+pub use evaluate::PartMetrics;
+pub use optim::Optimizer;
+pub use progress::{Progress, Work};
+pub use score::{Score, Scored};
+
+use crate::config::Config;
+use crate::{Error, Result};
+use checkpoint::State;
+use log::RunLog;
+use session::{Parts, Session};
+
+/// What came out of a run.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// The run directory.
+    pub dir: PathBuf,
+    /// Epoch (from 1) of the best checkpoint.
+    pub best_epoch: u64,
+    /// Learned numbers of the model.
+    pub parameters: usize,
+    /// Metrics of the best checkpoint on the parts other than the training part.
+    pub parts: Vec<PartMetrics>,
+    /// Seconds that this call took.
+    pub seconds: f64,
+}
+
+/// Trains a model as the config says, in a new run directory.
+///
+/// Errors: `Usage` for a config that no run can have or an output directory that holds a run; `Training` where the loss
+/// stops being finite; those of data, device and files.
+pub fn run(config: &Config, progress: Progress) -> Result<Summary> {
+    let start = Instant::now();
+    let parts = Parts::new(config, None)?;
+    parts.load_pretrained(config, progress)?;
+    let dir = run_dir::create(config)?;
+    begin(config, progress, &dir, parts, start)
+}
+
+/// Goes on with the run in `config.output.dir`; `config` is that run's own ([`run_dir::read_config`]), changed at most in
+/// [`crate::config::MAY_CHANGE_ON_RESUME`]. A run that has no checkpoint yet begins again.
+///
+/// Errors: as [`run`]; `Usage` where the config is another than the run's.
+pub fn resume(config: &Config, progress: Progress) -> Result<Summary> {
+    let start = Instant::now();
+    let dir = PathBuf::from(&config.output.dir);
+    let changed = run_dir::read_config(&dir)?.differences(config);
+    if !changed.is_empty() {
+        return Err(Error::usage(format!(
+            "--resume goes on with {} as it was begun, and {} would change it; start a new run with --config {}",
+            dir.display(),
+            changed.join(", "),
+            dir.join(checkpoint::CONFIG).display()
+        )));
+    }
+    let last = dir.join(checkpoint::LAST);
+    checkpoint::recover(&dir.join(checkpoint::BEST))?;
+    let resumable = checkpoint::recover(&last)?;
+    let split = dir.join(run_dir::SPLIT);
+    let parts = Parts::new(config, split.exists().then_some(&*split))?;
+    if !resumable {
+        progress.line("no checkpoint yet: the run begins again");
+        parts.load_pretrained(config, progress)?;
+        return begin(config, progress, &dir, parts, start);
+    }
+    let state = State::load(&last)?;
+    let classes = &parts.images.dataset.classes;
+    if state.config_sha256 != config.fingerprint() || state.classes != *classes {
+        return Err(Error::file(
+            last.join(checkpoint::STATE),
+            "was written under another config or for other classes than this run has now; restore its config.toml and data",
+        ));
+    }
+    write_config(config, &dir)?;
+    let log = RunLog::resume(&dir, classes, state.step)?;
+    introduce(config, progress, &dir, &parts);
+    progress.line(&format!("resumed   after {} epochs and {} steps", state.epoch, state.step));
+    let mut session = Session::new(config, progress, &dir, parts, log, state)?;
+    session.restore(&last)?;
+    finish(session, config, progress, &dir, start)
+}
+
+/// Writes the first files of a run and trains it from the beginning.
+fn begin(
+    config: &Config,
+    progress: Progress,
+    dir: &Path,
+    parts: Parts,
+    start: Instant,
+) -> Result<Summary> {
+    let dataset = &parts.images.dataset;
+    parts.images.split.write(dataset, dir.join(run_dir::SPLIT))?;
+    let log = RunLog::create(dir, &dataset.classes)?;
+    let mut state = State::new(config, &dataset.classes);
+    (state.mean, state.std) = parts.images.normalize;
+    introduce(config, progress, dir, &parts);
+    // Last of the first files: from now on the directory is a run that can be resumed.
+    write_config(config, dir)?;
+    let session = Session::new(config, progress, dir, parts, log, state)?;
+    finish(session, config, progress, dir, start)
+}
+
+fn write_config(config: &Config, dir: &Path) -> Result<()> {
+    log::replace(&dir.join(checkpoint::CONFIG), config.to_toml().as_bytes())
+}
+
+fn introduce(config: &Config, progress: Progress, dir: &Path, parts: &Parts) {
+    let dataset = &parts.images.dataset;
+    let count = parts.model.parameters().count();
+    progress.line(&format!(
+        "model     {} ({:.2} M parameters)",
+        parts.model.spec(),
+        count as f64 / 1e6
+    ));
+    progress.line(&format!("data      {}: {}", config.data.path, parts.images.describe()));
+    progress.line(&format!("classes   {}", dataset.classes.join(", ")));
+    progress.line(&format!("device    {}", parts.device.name()));
+    progress.line(&format!("run       {} (stop with Ctrl-C, go on with --resume)", dir.display()));
+}
+
+fn finish(
+    mut session: Session,
+    config: &Config,
+    progress: Progress,
+    dir: &Path,
+    start: Instant,
+) -> Result<Summary> {
+    session.fit()?;
+    let parts = session.score_best()?;
+    let best = session.best();
+    let report = serde_json::json!({
+        "model": config.model.name,
+        "data": config.data.path,
+        "parameters": session.parameters(),
+        "best_epoch": best.map(|b| b.epoch),
+        "parts": &parts,
+    });
+    let mut text =
+        serde_json::to_string_pretty(&report).map_err(|e| Error::Training(e.to_string()))?;
+    text.push('\n');
+    log::replace(&dir.join(run_dir::SUMMARY), text.as_bytes())?;
+    let summary = Summary {
+        dir: dir.to_path_buf(),
+        best_epoch: best.map_or(0, |b| b.epoch),
+        parameters: session.parameters(),
+        parts,
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    summary.print(progress);
+    Ok(summary)
+}
+
+impl Summary {
+    /// Says where the results lie and what one may do next.
+    fn print(&self, progress: Progress) {
+        let dir = self.dir.display();
+        let program = std::env::args().next().unwrap_or_else(|| "attn2d".into());
+        progress.line(&format!("\nDone in {:.0} s. Best epoch {}:", self.seconds, self.best_epoch));
+        progress.line(&evaluate::table(&self.parts));
+        progress.line(&format!("\nResults are in {dir}/"));
+        progress.line("  curves.svg, confusion_*.svg   pictures");
+        progress.line("  metrics.csv, summary.json     numbers");
+        progress.line("  predictions_*.csv             every image");
+        progress.line("  best/model.safetensors        weights, with torchvision's names");
+        progress.line("Next:");
+        progress.line(&format!(
+            "  {program} eval --checkpoint {dir}/best --data PATH   on other images"
+        ));
+        progress.line(&format!("  {program} train --resume {dir} --epochs N            train on"));
+        progress.line(&format!("  tensorboard --logdir {dir}"));
+    }
+}

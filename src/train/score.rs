@@ -1,0 +1,153 @@
+//! `attn2d eval`: scores a checkpoint on its own held-out images or on other ones.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::checkpoint::{self, State};
+use super::evaluate::{self, Evaluator, LossOptions, PartMetrics};
+use super::images;
+use super::progress::Progress;
+use super::run_dir;
+use crate::config::Config;
+use crate::data::{Dataset, Part, Split};
+use crate::io::safetensors;
+use crate::models::{Load, Model, Spec};
+use crate::{Device, Error, Result};
+
+/// What to score, and on what.
+#[derive(Debug, Clone)]
+pub struct Score {
+    /// The checkpoint directory, or a run directory, which stands for its `best/`.
+    pub checkpoint: PathBuf,
+    /// The config of that checkpoint ([`Score::read_config`]), with the data, device and batch size to use.
+    pub config: Config,
+    /// The part to score: `train`, `val`, `test`, `id_test` or `all`. `None` takes `test` (else `val`) of the data that the
+    /// model was trained on, and all images of other data.
+    pub part: Option<String>,
+    /// Where results go; `None` for `eval/<data set>/` in the run directory.
+    pub output: Option<PathBuf>,
+}
+
+/// The scores of a checkpoint.
+#[derive(Debug, Clone)]
+pub struct Scored {
+    /// Where predictions and pictures were written.
+    pub dir: PathBuf,
+    /// The metrics.
+    pub metrics: PartMetrics,
+}
+
+/// The checkpoint behind what a user gave, after undoing a save that was cut short.
+fn find(given: &Path) -> Result<PathBuf> {
+    let best = given.join(checkpoint::BEST);
+    let candidates =
+        if given.join(checkpoint::CONFIG).exists() && !given.join(checkpoint::STATE).exists() {
+            [best.clone(), given.join(checkpoint::LAST)]
+        } else {
+            [given.to_path_buf(), best]
+        };
+    for dir in &candidates {
+        if checkpoint::recover(dir)? && dir.join(checkpoint::STATE).exists() {
+            return Ok(dir.clone());
+        }
+    }
+    Err(Error::usage(format!(
+        "{}: no checkpoint here; give RUN_DIR/best, RUN_DIR/last or RUN_DIR",
+        given.display()
+    )))
+}
+
+impl Score {
+    /// The config that the checkpoint at `given` was made under.
+    ///
+    /// Errors: `Usage` where there is no checkpoint, else those of reading the file.
+    pub fn read_config(given: &Path) -> Result<Config> {
+        Config::load(&find(given)?.join(checkpoint::CONFIG))
+    }
+
+    /// Scores the checkpoint and writes `predictions_<part>.csv`, `confusion_<part>.svg` and `metrics_<part>.json`.
+    ///
+    /// Errors: `Usage` for data whose classes the model does not know or a part that is empty; `File` where the weights do
+    /// not fit; those of data, device and files.
+    pub fn run(&self, progress: Progress) -> Result<Scored> {
+        let checkpoint = find(&self.checkpoint)?;
+        let state = State::load(&checkpoint)?;
+        let config = &self.config;
+        config.check()?;
+        let spec: Spec = state.model.parse()?;
+        let device = Device::new(&config.train.device)?;
+        let dataset = Arc::new(images::open(config)?);
+        let label_of = class_map(&dataset, &state.classes)?;
+        let run = run_dir::of(&checkpoint);
+        let (part, items) = self.items(&dataset, &run.join(run_dir::SPLIT))?;
+        let size = (config.data.img_size, config.data.img_size);
+        let model = Model::build(&spec, state.classes.len(), size, &device, config.train.seed)?;
+        model.load(&safetensors::read(checkpoint.join(checkpoint::MODEL))?, Load::Exact)?;
+        let loader = images::eval_loader(config, &dataset, items, (state.mean, state.std))?;
+        progress.line(&format!("model     {spec} from {}", checkpoint.display()));
+        progress.line(&format!("data      {}: {} images ({part})", config.data.path, loader.len()));
+        progress.line(&format!("device    {}", device.name()));
+        // Plain cross-entropy: weights and smoothing belong to training.
+        let loss = LossOptions::default();
+        let evaluator =
+            Evaluator { model: &model, device: &device, loss: &loss, dataset: &dataset, progress };
+        let evaluation = evaluator.run(&part, &loader, |label| label_of[label as usize])?;
+        let dir = self
+            .output
+            .clone()
+            .unwrap_or_else(|| run.join("eval").join(run_dir::file_name(&dataset.name)));
+        std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
+        let metrics = evaluation.write(&dir, &part, &dataset, &state.classes)?;
+        let text =
+            serde_json::to_string_pretty(&metrics).map_err(|e| Error::Training(e.to_string()))?;
+        super::log::replace(&dir.join(format!("metrics_{part}.json")), (text + "\n").as_bytes())?;
+        progress.line(&evaluate::table(std::slice::from_ref(&metrics)));
+        progress.line(&format!("Predictions and confusion matrix are in {}/", dir.display()));
+        Ok(Scored { dir, metrics })
+    }
+
+    /// Name and items of the part to score.
+    ///
+    /// The run's own split decides wherever it knows the data, under whatever path they are given, so that images that the
+    /// model was trained on are not scored by mistake.
+    fn items(&self, dataset: &Dataset, split: &Path) -> Result<(String, Vec<usize>)> {
+        let own = if split.exists() { Split::read(dataset, split).ok() } else { None };
+        let all = || ("all".to_owned(), (0..dataset.len()).collect());
+        let (split, asked) = match (own, self.part.as_deref()) {
+            (_, Some("all")) => return Ok(all()),
+            (None, None) => return Ok(all()),
+            (Some(split), None) => {
+                let part = if split.test.is_empty() { Part::Val } else { Part::Test };
+                (split, part.name())
+            }
+            (Some(split), Some(asked)) => (split, asked),
+            (None, Some(asked)) => (images::split(&self.config, dataset)?, asked),
+        };
+        let Some(part) = Part::ALL.into_iter().find(|part| part.name() == asked) else {
+            let message = format!("--split {asked}: expected train, val, test, id_test or all");
+            return Err(Error::usage(message));
+        };
+        let items = split.part(part).to_vec();
+        if items.is_empty() {
+            return Err(Error::usage(format!(
+                "--split {asked}: {} has no images in that part",
+                dataset.name
+            )));
+        }
+        Ok((asked.to_owned(), items))
+    }
+}
+
+/// For each class of the data, its number in the model, by name.
+fn class_map(dataset: &Dataset, known: &[String]) -> Result<Vec<u32>> {
+    let number = |class: &String| {
+        known.iter().position(|k| k == class).map(|i| i as u32).ok_or_else(|| {
+            Error::usage(format!(
+                "{}: class {class:?} is none of the model's ({}); rename the classes of the data",
+                dataset.name,
+                known.join(", ")
+            ))
+        })
+    };
+    dataset.classes.iter().map(number).collect()
+}

@@ -1,0 +1,336 @@
+//! A run in progress: everything that an optimiser step needs, the step, the epoch, and saving.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::checkpoint::{self, Best, RandomState, Running, ScheduleState, State};
+use super::evaluate::{Evaluation, Evaluator, LossOptions, PartMetrics, show};
+use super::images::{self, Images};
+use super::log::{EpochRow, RunLog, StepRow};
+use super::metrics::{Confusion, argmax};
+use super::optim::Optimizer;
+use super::plots;
+use super::progress::{Progress, Work};
+use super::run_dir;
+use super::schedule::Schedule;
+use crate::config::Config;
+use crate::data::{Batch, Loader, Part};
+use crate::io::safetensors;
+use crate::models::{Load, Model, Spec};
+use crate::nn::Mode;
+use crate::ops::{CrossEntropy, class_labels, cross_entropy};
+use crate::{Device, Error, Result, Tensor};
+
+/// A run in progress.
+pub(super) struct Session {
+    config: Config,
+    progress: Progress,
+    dir: PathBuf,
+    device: Device,
+    images: Images,
+    train: Loader,
+    val: Option<Loader>,
+    model: Model,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    loss: LossOptions,
+    /// The loss's class weights on the device.
+    class_weights: Option<Tensor>,
+    log: RunLog,
+    state: State,
+}
+
+/// What a run is made of before there is a run directory: whatever a wrong config can break, breaks here.
+pub(super) struct Parts {
+    pub(super) device: Device,
+    pub(super) images: Images,
+    pub(super) model: Model,
+}
+
+impl Parts {
+    /// Opens device and data, and builds the model with its first weights.
+    pub(super) fn new(config: &Config, split: Option<&Path>) -> Result<Self> {
+        config.check()?;
+        let spec: Spec = config.model.name.parse()?;
+        let device = Device::new(&config.train.device)?;
+        let images = match split {
+            Some(file) => Images::resumed(config, file)?,
+            None => Images::new(config)?,
+        };
+        let classes = images::num_classes(config, &images.dataset)?;
+        let size = config.data.img_size;
+        let model = Model::build(&spec, classes, (size, size), &device, config.train.seed)?;
+        Ok(Self { device, images, model })
+    }
+
+    /// Starts from the weights of a file.
+    pub(super) fn load_pretrained(&self, config: &Config, progress: Progress) -> Result<()> {
+        if config.model.pretrained.is_empty() {
+            return Ok(());
+        }
+        let weights = safetensors::read(&config.model.pretrained)?;
+        let how = Load::Pretrained { drop_head: config.model.drop_head };
+        let differences = self.model.load(&weights, how)?;
+        progress.line(&format!("weights   {}", config.model.pretrained));
+        for (what, names) in
+            [("new in the model", &differences.missing), ("left out", &differences.unexpected)]
+        {
+            if !names.is_empty() {
+                progress.line(&format!("          {what}: {}", names.join(", ")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Session {
+    /// Puts a run together; `state` says where it stands.
+    pub(super) fn new(
+        config: &Config,
+        progress: Progress,
+        dir: &Path,
+        parts: Parts,
+        log: RunLog,
+        state: State,
+    ) -> Result<Self> {
+        let Parts { device, images, model } = parts;
+        let train = images.train_loader(config)?;
+        let val = images.eval_loader(config, Part::Val)?;
+        let loss = LossOptions {
+            class_weights: images.class_weights(config),
+            label_smoothing: config.train.label_smoothing,
+        };
+        let on_device = |w: &Vec<f32>| Tensor::from_f32(&device, &[w.len()], w);
+        let class_weights = loss.class_weights.as_ref().map(on_device).transpose()?;
+        let schedule =
+            Schedule::new(&config.sched, &config.optim, config.train.epochs, train.batches());
+        let optimizer = Optimizer::new(&config.optim, model.parameters())?;
+        Ok(Self {
+            config: config.clone(),
+            progress,
+            dir: dir.to_path_buf(),
+            device,
+            images,
+            train,
+            val,
+            model,
+            optimizer,
+            schedule,
+            loss,
+            class_weights,
+            log,
+            state,
+        })
+    }
+
+    /// Takes weights and optimiser state from the checkpoint that `state` came from.
+    pub(super) fn restore(&mut self, checkpoint: &Path) -> Result<()> {
+        let weights = safetensors::read(checkpoint.join(checkpoint::MODEL))?;
+        self.model.load(&weights, Load::Exact)?;
+        self.optimizer.load(self.model.parameters(), &checkpoint.join(checkpoint::OPTIM))
+    }
+
+    /// Trains until the last epoch, or the last step that the config allows.
+    pub(super) fn fit(&mut self) -> Result<()> {
+        while self.state.epoch < self.config.train.epochs as u64 && !self.out_of_steps() {
+            self.epoch()?;
+        }
+        Ok(())
+    }
+
+    fn out_of_steps(&self) -> bool {
+        let most = self.config.train.max_steps;
+        most > 0 && self.state.step >= most
+    }
+
+    /// One epoch, or the rest of one.
+    fn epoch(&mut self) -> Result<()> {
+        let (epoch, total) = (self.state.epoch, self.train.batches() as u64);
+        let (start, first_step) = (Instant::now(), self.state.step);
+        let what = format!("epoch {}/{}", epoch + 1, self.config.train.epochs);
+        let mut work = self.progress.start(&what, total);
+        let mut batches = self.train.epoch(epoch, self.state.epoch_step as usize)?;
+        while let Some(batch) = batches.next() {
+            self.step(&batch?, batches.last_wait(), &mut work)?;
+            if self.out_of_steps() {
+                break;
+            }
+            let every = self.config.train.checkpoint_every;
+            if every > 0 && self.state.step % every == 0 && self.state.epoch_step < total {
+                self.save(&[checkpoint::LAST])?;
+            }
+        }
+        drop(batches);
+        drop(work);
+        let images = (self.state.step - first_step) as f64 * self.config.train.batch_size as f64;
+        self.end_epoch(&what, images / start.elapsed().as_secs_f64())
+    }
+
+    /// Forward, backward, update, and a line in the log.
+    fn step(&mut self, batch: &Batch, waited: Duration, work: &mut Work) -> Result<()> {
+        let start = Instant::now();
+        let step = self.state.step + 1;
+        let lr = self.schedule.lr(self.state.step);
+        let images = Tensor::from_f32(&self.device, &batch.shape(), &batch.images)?;
+        let labels = class_labels(&self.device, &batch.labels, self.model.num_classes())?;
+        let mode = Mode::train(self.config.train.seed, step as u32);
+        let logits = self.model.forward(&images, &mode)?;
+        let options = CrossEntropy { label_smoothing: self.config.train.label_smoothing as f32 };
+        let loss = cross_entropy(&logits, &labels, self.class_weights.as_ref(), options)?;
+        self.model.parameters().gather(&loss.backward()?)?;
+        let loss = f64::from(loss.item()?);
+        if !loss.is_finite() {
+            return Err(self.diverged(loss, step, lr));
+        }
+        self.optimizer.step(self.model.parameters(), lr, step)?;
+        self.count(&logits.to_f32()?, batch, loss);
+        (self.state.step, self.state.epoch_step) = (step, self.state.epoch_step + 1);
+        let (data_ms, step_ms) = (1e3 * waited.as_secs_f64(), 1e3 * start.elapsed().as_secs_f64());
+        let images_per_s = 1e3 * batch.labels.len() as f64 / (data_ms + step_ms);
+        let row =
+            StepRow { step, epoch: self.state.epoch + 1, loss, lr, data_ms, step_ms, images_per_s };
+        self.log.step(&row)?;
+        work.at(self.state.epoch_step, &format!("loss {loss:.4}  {images_per_s:.0} images/s"));
+        Ok(())
+    }
+
+    /// Adds a batch to the training metrics of the epoch.
+    fn count(&mut self, logits: &[f32], batch: &Batch, loss: f64) {
+        let classes = self.model.num_classes();
+        let running = &mut self.state.running;
+        for (row, &label) in logits.chunks_exact(classes).zip(&batch.labels) {
+            running.confusion[label as usize * classes + argmax(row) as usize] += 1;
+        }
+        running.loss_sum += loss * batch.labels.len() as f64;
+        running.images += batch.labels.len() as u64;
+    }
+
+    fn diverged(&self, loss: f64, step: u64, lr: f64) -> Error {
+        let epoch = self.state.epoch + 1;
+        Error::Training(format!(
+            "the loss of step {step} (epoch {epoch}, learning rate {lr:.3e}) is {loss}; try a lower --lr or a longer \
+             --warmup-epochs. Checkpoints in {} are from before",
+            self.dir.display()
+        ))
+    }
+
+    /// Evaluates, writes the row, keeps the best, saves.
+    fn end_epoch(&mut self, what: &str, images_per_s: f64) -> Result<()> {
+        let val = match &self.val {
+            Some(loader) => Some(self.evaluator().run("validation", loader, |label| label)?),
+            None => None,
+        };
+        let row = self.row(val.as_ref())?;
+        if self.state.epoch_step == self.train.batches() as u64 {
+            (self.state.epoch, self.state.epoch_step) = (self.state.epoch + 1, 0);
+            self.state.running = Running::new(self.model.num_classes());
+        }
+        // Without a validation part there is nothing to choose by, and the latest is called the best.
+        let reached = row.val_balanced_accuracy.unwrap_or(f64::NAN);
+        let beaten = self.state.best.is_none_or(|best| !(best.val_balanced_accuracy >= reached));
+        if beaten {
+            self.state.best =
+                Some(Best { epoch: row.epoch, step: row.step, val_balanced_accuracy: reached });
+        }
+        let star = if beaten && val.is_some() { "  *" } else { "" };
+        self.progress.line(&format!(
+            "{what}  train: loss {:.4}, bal. acc. {}   val: loss {}, bal. acc. {}, AUC {}   {images_per_s:.0} images/s{star}",
+            row.train_loss,
+            show(row.train_balanced_accuracy),
+            row.val_loss.map_or("-".into(), |v| format!("{v:.4}")),
+            show(row.val_balanced_accuracy),
+            show(row.val_auc),
+        ));
+        self.log.epoch(row)?;
+        plots::learning_curves(
+            &self.dir.join(run_dir::CURVES),
+            self.log.rows(),
+            self.model.num_classes(),
+        )?;
+        self.log.sync()?;
+        // The best first: a kill in between repeats this epoch and writes the best again, with the same bits.
+        let both = [checkpoint::BEST, checkpoint::LAST];
+        self.save(if beaten { &both } else { &both[1..] })
+    }
+
+    fn row(&self, val: Option<&Evaluation>) -> Result<EpochRow> {
+        let running = &self.state.running;
+        let train = Confusion::from_counts(self.model.num_classes(), running.confusion.clone())?;
+        let val = val.map(|v| v.metrics("val", &self.images.dataset.classes));
+        Ok(EpochRow {
+            epoch: self.state.epoch + 1,
+            step: self.state.step,
+            lr: self.schedule.lr(self.state.step.saturating_sub(1)),
+            train_loss: running.loss_sum / running.images.max(1) as f64,
+            train_accuracy: train.accuracy(),
+            train_balanced_accuracy: train.balanced_accuracy(),
+            val_loss: val.as_ref().map(|v| v.loss),
+            val_accuracy: val.as_ref().and_then(|v| v.accuracy),
+            val_balanced_accuracy: val.as_ref().and_then(|v| v.balanced_accuracy),
+            val_auc: val.as_ref().and_then(|v| v.auc),
+            val_recall: val.map_or_else(|| vec![None; self.model.num_classes()], |v| v.recall),
+        })
+    }
+
+    /// Saves the run as it stands under each of the given names.
+    fn save(&mut self, names: &[&str]) -> Result<()> {
+        let (name, step) = (self.config.sched.name, self.state.step);
+        let name = format!("{name:?}").to_lowercase();
+        self.state.schedule = ScheduleState { name, step, lr: self.schedule.lr(step) };
+        self.state.random = RandomState { step: step + 1, ..self.state.random.clone() };
+        let weights = self.model.state()?;
+        if let Some((bad, _)) =
+            weights.arrays.iter().find(|(_, a)| a.to_f32().iter().any(|x| !x.is_finite()))
+        {
+            let message = format!(
+                "{bad} is not finite after step {step}; try a lower --lr. Nothing was saved"
+            );
+            return Err(Error::Training(message));
+        }
+        let weights = safetensors::to_bytes(&weights);
+        let optimizer = safetensors::to_bytes(&self.optimizer.save(self.model.parameters())?);
+        let (state, config) = (self.state.to_json(), self.config.to_toml());
+        let files = [
+            (checkpoint::MODEL, weights.as_slice()),
+            (checkpoint::OPTIM, optimizer.as_slice()),
+            (checkpoint::STATE, state.as_bytes()),
+            (checkpoint::CONFIG, config.as_bytes()),
+        ];
+        names.iter().try_for_each(|name| checkpoint::save(&self.dir.join(name), &files))
+    }
+
+    /// Scores the best checkpoint on every part but the training part.
+    pub(super) fn score_best(&mut self) -> Result<Vec<PartMetrics>> {
+        let weights = safetensors::read(self.dir.join(checkpoint::BEST).join(checkpoint::MODEL))?;
+        self.model.load(&weights, Load::Exact)?;
+        let mut all = Vec::new();
+        for part in [Part::Val, Part::Test, Part::IdTest] {
+            if let Some(loader) = self.images.eval_loader(&self.config, part)? {
+                let evaluation = self.evaluator().run(part.name(), &loader, |label| label)?;
+                let dataset = &self.images.dataset;
+                all.push(evaluation.write(&self.dir, part.name(), dataset, &dataset.classes)?);
+            }
+        }
+        Ok(all)
+    }
+
+    fn evaluator(&self) -> Evaluator<'_> {
+        Evaluator {
+            model: &self.model,
+            device: &self.device,
+            loss: &self.loss,
+            dataset: &self.images.dataset,
+            progress: self.progress,
+        }
+    }
+
+    /// The best epoch so far.
+    pub(super) fn best(&self) -> Option<Best> {
+        self.state.best
+    }
+
+    /// The number of learned numbers.
+    pub(super) fn parameters(&self) -> usize {
+        self.model.parameters().count()
+    }
+}
