@@ -1,7 +1,8 @@
 //! Every op, forward + backward through the tape, on the CPU: `cargo bench --bench ops [-- FILTER]`.
 //!
-//! The rows are those of `benches/peers/torch_bench.py`, under the same names, so that both can be run one after the other on one machine.
-//! A row is a name and a function that makes its inputs and returns what is to be timed; add rows to the list of your op, or a list to [`rows`].
+//! The rows are those of `benches/peers/torch_bench.py`, under the same names, so that both can be run one after the
+//! other on one machine. A row is a name and a function that makes its inputs and returns what is to be timed; add
+//! rows to the list of your op, or a list to [`rows`].
 
 use attn2d::ops::{Conv2d, conv2d, linear};
 use attn2d::tensor::philox::Philox;

@@ -1,6 +1,7 @@
-// 2D convolution, NHWC, as implicit matrix products: every invocation keeps a small tile of sums in registers and reads its operands where they lie.
-// Each invocation of a workgroup takes other pixels (weight gradient: other weight columns) but the same output channels, so half of the loads are the
-// same for the whole workgroup. The vec4 variants want channel counts that are multiples of 4; the others take any. All sums are gathered, in a fixed order.
+// 2D convolution, NHWC, as implicit matrix products: every invocation keeps a small tile of sums in registers and
+// reads its operands where they lie. Each invocation of a workgroup takes other pixels (weight gradient: other weight
+// columns) but the same output channels, so half of the loads are the same for the whole workgroup. The vec4 variants
+// want channel counts that are multiples of 4; the others take any. All sums are gathered, in a fixed order.
 
 struct Conv2dParams {
     n: u32, h: u32, w: u32, c: u32,
@@ -142,8 +143,9 @@ fn conv2d_fwd_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) gro
     store_y(t.index.w, t.inside.w, o, s30); store_y(t.index.w, t.inside.w, o + 4u, s31);
 }
 
-// Input gradient: dx[h, w, c] = sum over the taps with h = p * stride + r - pad (and so in width) and over o of dy[p, q, o] * w[o, r, s, c].
-// Pixels of dx with equal remainder modulo the stride (a phase) are hit by the same taps: a workgroup takes pixels of one phase only.
+// Input gradient: dx[h, w, c] = sum over the taps with h = p * stride + r - pad (and so in width) and over o of dy[p,
+// q, o] * w[o, r, s, c]. Pixels of dx with equal remainder modulo the stride (a phase) are hit by the same taps: a
+// workgroup takes pixels of one phase only.
 
 // The phase of a workgroup, its first tap and its extent. Along z: pixel blocks past those in x, then phases.
 struct Phase { row: u32, col: u32, r: u32, s: u32, rows: u32, cols: u32 }
@@ -249,8 +251,9 @@ fn conv2d_dgrad_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) g
     store_dx(t, 3u, f, c, s30); store_dx(t, 3u, f, c + 4u, s31);
 }
 
-// Weight gradient: dw[o, r, s, c] = sum over pixels of dy[pixel, o] * x[pixel under (r, s), c]. The pixels are cut into `parts` equal parts, one a
-// workgroup along z, so that small weights occupy a large GPU too; conv2d_sum_f32 adds the parts up.
+// Weight gradient: dw[o, r, s, c] = sum over pixels of dy[pixel, o] * x[pixel under (r, s), c]. The pixels are cut
+// into `parts` equal parts, one a workgroup along z, so that small weights occupy a large GPU too; conv2d_sum_f32
+// adds the parts up.
 
 // The pixel of x under a tap for output pixel i; false in the border.
 fn under(i: u32, r: u32, s: u32, at: ptr<function, u32>) -> bool {
@@ -344,7 +347,8 @@ fn conv2d_dbias_f32(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_
     sums[wg.y * p.o + o] = sum;
 }
 
-// out[i] = sum over parts of sums[part][i]: the second half of a weight or bias gradient whose pixels were cut into parts.
+// out[i] = sum over parts of sums[part][i]: the second half of a weight or bias gradient whose pixels were cut into
+// parts.
 struct SumParams { len: u32, parts: u32 }
 @group(0) @binding(0) var<uniform> whole: SumParams;
 

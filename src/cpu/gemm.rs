@@ -1,18 +1,25 @@
 //! The matrix product all dense CPU kernels share: one register tile of up to 6 rows x 16 columns.
 //!
-//! [`tile`] is the micro-kernel: 12 vectors of 8 sums stay in registers (AVX2 + FMA where the CPU has them), each step loads one row of 16 from B and
-//! broadcasts one number of A per row of the tile. The rows of A start wherever the caller says, so a convolution multiplies straight from its image
-//! (no im2col copy); see `conv2d.rs`. [`gemm`] is the plain product on top of it, for one thread and matrices that fit the cache.
+//! [`tile`] is the micro-kernel: 12 vectors of 8 sums stay in registers (AVX2 + FMA where the CPU has them), each
+//! step loads one row of 16 from B and broadcasts one number of A per row of the tile. The rows of A start wherever
+//! the caller says, so a convolution multiplies straight from its image (no im2col copy); see `conv2d.rs`. [`gemm`]
+//! is the plain product on top of it, for one thread and matrices that fit the cache.
 //!
-//! Every element of C is summed over k in order by one thread, so the bits of a result depend neither on the thread count nor on where the tile borders lie.
+//! Measured (EPYC Zen 4, one thread, inner loop of 576): 105 GFLOP/s, of 113 that the best library reaches. The tile
+//! must not take the address of an accumulator (an iterator over them in the store loop is enough): they then live in
+//! memory, 41 GFLOP/s. Built with the checks of debug assertions on pointers: 33.
+//!
+//! Every element of C is summed over k in order by one thread, so the bits of a result depend neither on the thread
+//! count nor on where the tile borders lie.
 
 /// Rows of the largest tile.
 pub(crate) const ROWS: usize = 6;
 /// Columns of a tile.
 pub(crate) const COLS: usize = 16;
 
-/// What the rows of a tile have in common. The sum runs over `segments * k` terms: A is read in `segments` runs of `k` numbers that lie `a_k` apart, run
-/// `i` starting `i * a_segment` after the row's start; B is read in one go, a row of 16 every `b_row`.
+/// What the rows of a tile have in common. The sum runs over `segments * k` terms: A is read in `segments` runs of
+/// `k` numbers that lie `a_k` apart, run `i` starting `i * a_segment` after the row's start; B is read in one go, a
+/// row of 16 every `b_row`.
 #[derive(Clone, Copy)]
 pub(crate) struct Sum {
     pub k: usize,
@@ -26,12 +33,13 @@ pub(crate) struct Sum {
     pub accumulate: bool,
 }
 
-/// C[i][0..16] = alpha * sum over k of A[i][k] * B[k][0..16] (added to C where `sum.accumulate`), for `rows <= 6` rows. Row i of A starts at
-/// `a.add(a_rows[i])`, row i of C at `c.add(c_rows[i])`.
+/// C[i][0..16] = alpha * sum over k of A[i][k] * B[k][0..16] (added to C where `sum.accumulate`), for `rows <= 6`
+/// rows. Row i of A starts at `a.add(a_rows[i])`, row i of C at `c.add(c_rows[i])`.
 ///
 /// # Safety
-/// All that `sum` reaches from `a` (for each row) and from `b`, and 16 numbers at each row of C, lie inside live allocations; nobody else
-/// touches those rows of C meanwhile; the rows of C do not overlap. `1 <= rows <= 6`, `a_rows` and `c_rows` have at least `rows` entries.
+/// All that `sum` reaches from `a` (for each row) and from `b`, and 16 numbers at each row of C, lie inside live
+/// allocations; nobody else touches those rows of C meanwhile; the rows of C do not overlap. `1 <= rows <= 6`, `a_rows`
+/// and `c_rows` have at least `rows` entries.
 #[inline]
 pub(crate) unsafe fn tile(
     sum: &Sum,
@@ -157,8 +165,8 @@ unsafe fn tile_any<const M: usize>(
     }
 }
 
-/// [`tile`] for the last columns of a matrix: only the first `cols < 16` of each row are written. B still gives 16 numbers a row (pad a packed B, or
-/// copy the columns that are left).
+/// [`tile`] for the last columns of a matrix: only the first `cols < 16` of each row are written. B still gives 16
+/// numbers a row (pad a packed B, or copy the columns that are left).
 ///
 /// # Safety
 /// As [`tile`], with `cols` numbers at each row of C.
@@ -196,9 +204,9 @@ pub(crate) unsafe fn tile_narrow(
 
 /// C[m, n] = alpha * A[m, k] B[k, n], or C += that where `accumulate`; one thread, no allocation.
 ///
-/// A has any strides: element (i, p) is `a[i * a_row + p * a_k]`, so a transposed A costs nothing. The rows of B and C are contiguous:
-/// `b[p * b_row + j]`, `c[i * c_row + j]`. C with `k = 0` is zero (or stays, with `accumulate`). Meant for matrices that fit the cache: B is read once
-/// per 6 rows of A, 16 columns at a time.
+/// A has any strides: element (i, p) is `a[i * a_row + p * a_k]`, so a transposed A costs nothing. The rows of B and
+/// C are contiguous: `b[p * b_row + j]`, `c[i * c_row + j]`. C with `k = 0` is zero (or stays, with `accumulate`).
+/// Meant for matrices that fit the cache: B is read once per 6 rows of A, 16 columns at a time.
 ///
 /// # Panics
 /// Where a slice is too short for its strides, or rows of C overlap: a bug of the caller, who checked the shapes.
@@ -228,7 +236,8 @@ pub(crate) fn gemm(
     let whole = n - n % COLS;
     let sum = Sum { k, a_k, segments: 1, a_segment: 0, b_row, alpha, accumulate };
     for j in (0..whole).step_by(COLS) {
-        // SAFETY: the asserts above cover all m rows and columns j..j+16 <= n; C is borrowed mutably and its rows do not overlap.
+        // SAFETY: the asserts above cover all m rows and columns j..j+16 <= n; C is borrowed mutably and its rows do
+        // not overlap.
         unsafe {
             let (b, c) = (b.as_ptr().wrapping_add(j), c.as_mut_ptr().wrapping_add(j));
             panel(m, &sum, a.as_ptr(), a_row, b, c, c_row);
@@ -275,8 +284,8 @@ unsafe fn panel(
     }
 }
 
-/// [`panel`] for AVX2 and FMA. A loop of its own, because the rows are evenly spaced: with short sums (k = 32 in attention) the row
-/// tables and the calls of [`tile`] cost a third of the time.
+/// [`panel`] for AVX2 and FMA. A loop of its own, because the rows are evenly spaced: with short sums (k = 32 in
+/// attention) the row tables and the calls of [`tile`] cost a third of the time.
 ///
 /// # Safety
 /// As [`panel`].
@@ -353,7 +362,8 @@ unsafe fn strip_avx2<const M: usize>(
     }
 }
 
-/// The last `cols < 16` columns of a product: B is copied block by block into rows of 16 so that the tile may read whole rows.
+/// The last `cols < 16` columns of a product: B is copied block by block into rows of 16 so that the tile may read
+/// whole rows.
 fn last_columns(
     m: usize,
     cols: usize,
@@ -411,7 +421,8 @@ mod tests {
         (0..n).map(next).collect()
     }
 
-    /// Every combination of tails, A plain and transposed, C overwritten and added to, with guard words beside the rows of C.
+    /// Every combination of tails, A plain and transposed, C overwritten and added to, with guard words beside the
+    /// rows of C.
     #[test]
     fn agrees_with_three_loops() {
         for (m, n, k) in [

@@ -1,4 +1,5 @@
-//! What the threads of a CPU kernel keep (scratch memory) and what they share (an output each writes its own places of).
+//! What the threads of a CPU kernel keep (scratch memory) and what they share (an output each writes its own places
+//! of).
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -7,8 +8,8 @@ thread_local! {
     static FREE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Calls `f` with `len` floats of unspecified content that this thread keeps for next time: fresh memory from the system costs a page fault every
-/// 4 KiB, which is often more than the arithmetic done on it. Calls may be nested.
+/// Calls `f` with `len` floats of unspecified content that this thread keeps for next time: fresh memory from the
+/// system costs a page fault every 4 KiB, which is often more than the arithmetic done on it. Calls may be nested.
 pub(crate) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     let mut buffer = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
     if buffer.len() < len {
@@ -19,7 +20,8 @@ pub(crate) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R 
     result
 }
 
-/// A mutable slice that several threads write at places of their own, where those places are no contiguous chunks (columns of a matrix).
+/// A mutable slice that several threads write at places of their own, where those places are no contiguous chunks
+/// (columns of a matrix).
 #[derive(Clone, Copy)]
 pub(crate) struct SharedMut<'a> {
     start: *mut f32,
@@ -27,8 +29,8 @@ pub(crate) struct SharedMut<'a> {
     owner: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: the pointer comes from an exclusive borrow that lives as long as this value, and whoever writes through it promises (`ptr`, `slice`) that no two
-// threads touch the same place.
+// SAFETY: the pointer comes from an exclusive borrow that lives as long as this value, and whoever writes through it
+// promises (`ptr`, `slice`) that no two threads touch the same place.
 unsafe impl Send for SharedMut<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for SharedMut<'_> {}

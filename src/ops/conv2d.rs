@@ -68,6 +68,8 @@ const CHANNELS: u32 = 8;
 const PIXELS: u32 = 256;
 /// One grid axis runs over channels.
 const MOST_CHANNELS: usize = MAX_GROUPS as usize * CHANNELS as usize;
+/// And one over the columns of the weight, in the weight gradient.
+const MOST_COLUMNS: usize = MAX_GROUPS as usize * 64;
 
 fn pixel_grid(pixels: u32, channels: u32, copies: u32) -> [u32; 3] {
     let blocks = pixels.div_ceil(PIXELS).max(1);
@@ -155,8 +157,9 @@ fn weight_grid(p: &Conv2dParams) -> [u32; 2] {
     [columns.div_ceil(64), p.o.div_ceil(CHANNELS)]
 }
 
-/// Into how many parts a GPU cuts the pixels of a weight gradient: enough to fill a large GPU (the weight of an early layer is small), and none so long
-/// that its sum loses precision. Depends on the shape alone, so that results do not differ between GPUs by it. The CPU needs no parts.
+/// Into how many parts a GPU cuts the pixels of a weight gradient: enough to fill a large GPU (the weight of an early
+/// layer is small), and none so long that its sum loses precision. Depends on the shape alone, so that results do not
+/// differ between GPUs by it. The CPU needs no parts.
 fn weight_parts(p: &Conv2dParams, device: &crate::Device) -> u32 {
     if device.name() == "cpu" {
         return 1;
@@ -166,7 +169,9 @@ fn weight_parts(p: &Conv2dParams, device: &crate::Device) -> u32 {
     const SHORTEST: u32 = 64;
     let pixels = p.n * p.p * p.q;
     let [x, y] = weight_grid(p);
-    (WORKGROUPS / (x * y)).max(pixels.div_ceil(LONGEST)).clamp(1, pixels.div_ceil(SHORTEST))
+    (WORKGROUPS / (x * y))
+        .max(pixels.div_ceil(LONGEST))
+        .clamp(1, pixels.div_ceil(SHORTEST).min(MAX_GROUPS))
 }
 
 impl Conv2dParams {
@@ -245,6 +250,12 @@ impl Conv2d {
                 "at most {MOST_CHANNELS} channels are supported, got {c} and {o}"
             ));
         }
+        if kh * kw * c > MOST_COLUMNS {
+            return fail(format!(
+                "at most {MOST_COLUMNS} weights an output are supported, weight is {:?}",
+                w.shape()
+            ));
+        }
         let counts = ([n, h, width, c], [o, kh, kw], [p, q]);
         let p = Conv2dParams::from_counts(counts.0, counts.1, counts.2, self.stride, self.padding);
         Ok(Conv2dParams { bias: u32::from(bias.is_some()), ..p })
@@ -280,9 +291,11 @@ fn output_size(
     Ok((size + 2 * padding - kernel) / stride + 1)
 }
 
-/// `y[n,p,q,o] = bias[o] + sum over r,s,c of x[n, p*stride+r-padding, q*stride+s-padding, c] * w[o,r,s,c]`, zeros outside x.
+/// `y[n,p,q,o] = bias[o] + sum over r,s,c of x[n, p*stride+r-padding, q*stride+s-padding, c] * w[o,r,s,c]`, where x is
+/// zero outside.
 ///
-/// x `[N, H, W, C]`, w `[O, kh, kw, C]`, bias `[O]`, y `[N, P, Q, O]` with `P = (H + 2*padding - kh) / stride + 1` and Q likewise. Gradients for x, w and bias.
+/// x `[N, H, W, C]`, w `[O, kh, kw, C]`, bias `[O]`, y `[N, P, Q, O]` with `P = (H + 2*padding - kh) / stride + 1`
+/// and Q likewise. Gradients for x, w and bias.
 ///
 /// # Errors
 /// [`Error::Shape`] where shapes or options do not fit, naming what is supported.

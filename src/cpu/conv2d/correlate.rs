@@ -1,11 +1,12 @@
 //! Forward and input gradient.
 //!
-//! **Forward** is an indirect matrix product: rows of A are output pixels, columns of B output channels. The input rows a task needs are copied, with their zero
-//! border, into the thread's scratch (they then sit in its L2 cache); there, the `kw * C` numbers under a row of the kernel are contiguous, so a pixel's row of A is
-//! `kh` runs and no im2col is made. The weight is packed once per call into panels `[kh * kw * C][16]`.
+//! **Forward** is an indirect matrix product: rows of A are output pixels, columns of B output channels. The input
+//! rows a task needs are copied, with their zero border, into the thread's scratch (they then sit in its L2 cache);
+//! there, the `kw * C` numbers under a row of the kernel are contiguous, so a pixel's row of A is `kh` runs and no
+//! im2col is made. The weight is packed once per call into panels `[kh * kw * C][16]`.
 //!
-//! **Input gradient**: pixels of dx with equal remainder modulo the stride form a phase; each is a plain stride-1 correlation of dy with the flipped taps that hit
-//! it, so the forward's code does it, for any stride.
+//! **Input gradient**: pixels of dx with equal remainder modulo the stride form a phase; each is a plain stride-1
+//! correlation of dy with the flipped taps that hit it, so the forward's code does it, for any stride.
 
 use super::Dims;
 use crate::cpu::gemm::{COLS, ROWS, Sum, tile, tile_narrow};
@@ -79,7 +80,8 @@ fn transpose(square: &[[f32; COLS]; COLS], out: &mut [f32]) {
     }
 }
 
-/// dx[n,h,w,c] = sum over the r,s,p,q with h = p*stride+r-pad (and the same in width) and o of dy[n,p,q,o] * w[o,r,s,c].
+/// dx[n,h,w,c] = sum over the r,s,p,q with h = p*stride+r-pad (and the same in width) and o of dy[n,p,q,o] *
+/// w[o,r,s,c].
 pub(super) fn input_gradient(params: &Conv2dParams, dy: &[f32], w: &[f32], dx: &mut [f32]) {
     let d = Dims::new(params);
     if d.kh < d.stride.0 || d.kw < d.stride.1 {
@@ -216,7 +218,8 @@ impl Correlation {
         }
         let rows = self.images * self.output.0;
         let panels = self.output.2.div_ceil(COLS);
-        // Bands of whole output rows; where they are too few to go round, tasks share a band and take some of the panels each.
+        // Bands of whole output rows; where they are too few to go round, tasks share a band and take some of the
+        // panels each.
         let band = (BAND / (self.step.0 * self.width() * self.input.2)).clamp(1, rows);
         let bands = rows.div_ceil(band);
         let groups = (4 * rayon::current_num_threads()).div_ceil(bands).min(panels);
@@ -307,7 +310,8 @@ impl Correlation {
         }
     }
 
-    /// Notes where the pixels of output rows `from..to` of an image start in the (padded) input, of which `start` is the first, and in y.
+    /// Notes where the pixels of output rows `from..to` of an image start in the (padded) input, of which `start` is
+    /// the first, and in y.
     fn offsets(
         &self,
         image: usize,
@@ -366,8 +370,8 @@ impl Correlation {
                     }
                 }
                 let y = y.ptr().wrapping_add(j * COLS);
-                // SAFETY: the offsets lie in x and y by construction (`task`), the last tap of the last pixel ends inside x, the panel holds `depth` rows
-                // of 16, and no other task has these pixels and channels.
+                // SAFETY: the offsets lie in x and y by construction (`task`), the last tap of the last pixel ends
+                // inside x, the panel holds `depth` rows of 16, and no other task has these pixels and channels.
                 unsafe {
                     if cols == COLS {
                         tile(&sum, rows, x.as_ptr(), a_rows, panel.as_ptr(), y, y_rows);

@@ -1,6 +1,7 @@
-//! Weight gradient: dW[o, tap, c] = sum over pixels of dy[pixel, o] * x[pixel under tap, c]: a matrix product with the pixels as inner dimension, summed in
-//! blocks of fixed size in fixed order. Rows of A are outputs, columns of B the weight's columns, so that the result lies as the weight does; both
-//! are packed, for their rows are a whole pixel apart.
+//! Weight gradient: dW[o, tap, c] = sum over pixels of dy[pixel, o] * x[pixel under tap, c]: a matrix product with
+//! the pixels as inner dimension, summed in blocks of fixed size in fixed order. Rows of A are outputs, columns of B
+//! the weight's columns, so that the result lies as the weight does; both are packed, for their rows are a whole
+//! pixel apart.
 
 use super::Dims;
 use crate::cpu::gemm::{COLS, ROWS, Sum, tile, tile_narrow};
@@ -71,8 +72,8 @@ fn pack_dy(dy: &[f32], o: usize, packed: &mut [f32]) {
     }
 }
 
-/// patches[pixel][0..16] = what dw's columns `first..first + 16` (counted through r, s, c) see of x at that pixel: zero in
-/// the border.
+/// patches[pixel][0..16] = what dw's columns `first..first + 16` (counted through r, s, c) see of x at that pixel:
+/// zero in the border.
 fn pack_patches(
     d: &Dims,
     x: &[f32],
@@ -100,8 +101,8 @@ fn pack_patches(
     }
 }
 
-/// Columns from `column` on of the patches of a run of pixels in output row `row` (counted through all images), from pixel
-/// `q` on: what lies at `under` below kernel row `r`.
+/// Columns from `column` on of the patches of a run of pixels in output row `row` (counted through all images), from
+/// pixel `q` on: what lies at `under` below kernel row `r`.
 fn pack_run(
     d: &Dims,
     x: &[f32],
@@ -176,7 +177,8 @@ fn add_block(
         let rows = ROWS.min(d.o - six * ROWS);
         let dw_rows: [usize; ROWS] = std::array::from_fn(|i| (six * ROWS + i) * depth);
         let dw = dw.ptr().wrapping_add(first);
-        // SAFETY: a part holds BLOCK pixels of 6, the patches BLOCK pixels of 16; these columns of dw belong to this task alone.
+        // SAFETY: a part holds BLOCK pixels of 6, the patches BLOCK pixels of 16; these columns of dw belong to this
+        // task alone.
         unsafe {
             if cols == COLS {
                 tile(&sum, rows, part.as_ptr(), &a_rows, patches.as_ptr(), dw, &dw_rows);
