@@ -23,7 +23,7 @@ const EXAMPLES: &str = "Examples:
 
 /// Train a model and leave a run directory with checkpoints, metrics and pictures
 #[derive(Debug, Default, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, allow_negative_numbers = true, args_override_self = true)]
 pub struct Options {
     /// Folder or file of images, or synthetic:dermoscopy, synthetic:longrange
     #[arg(long, visible_alias = "data-dir", value_name = "PATH", help_heading = "Data")]

@@ -1,0 +1,107 @@
+//! The program as its users meet it: help, and what it says when something is wrong.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn attn2d(dir: &Path, words: &[&str]) -> Output {
+    let program = env!("CARGO_BIN_EXE_attn2d");
+    Command::new(program).args(words).current_dir(dir).output().expect("the program starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs words that must fail: the exit code, and the one line on the error stream.
+#[track_caller]
+fn fails(dir: &Path, words: &[&str], code: i32, expected: &[&str]) {
+    let output = attn2d(dir, words);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{words:?}: {error}");
+    let lines: Vec<&str> = error.lines().filter(|l| l.starts_with("error: ")).collect();
+    assert_eq!(lines.len(), 1, "one clear line: {error}");
+    for part in expected {
+        assert!(lines[0].contains(part), "{words:?}: expected {part:?} in {error}");
+    }
+    assert!(!error.contains("panicked"), "{error}");
+}
+
+fn temporary() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+#[test]
+fn help_shows_verbs_flags_and_examples() {
+    let dir = temporary();
+    let help = text(&attn2d(dir.path(), &["--help"]).stdout);
+    for verb in ["train", "eval", "data", "verify", "doctor"] {
+        assert!(help.contains(verb), "{verb} in {help}");
+    }
+    let help = text(&attn2d(dir.path(), &["train", "--help"]).stdout);
+    let flags = "--data --model --batch-size -b --epochs --lr --weight-decay --opt --sched --img-size --seed --device --output \
+                 --resume --class-weights --workers -j --config --set --pretrained data-dir";
+    for flag in flags.split_whitespace().chain(["Examples:", "attn2d train --resume"]) {
+        assert!(help.contains(flag), "{flag} in {help}");
+    }
+    assert!(text(&attn2d(dir.path(), &["eval", "--help"]).stdout).contains("--checkpoint"));
+}
+
+#[test]
+fn unknown_words_and_keys_name_the_nearest() {
+    let dir = temporary();
+    fails(dir.path(), &["trian"], 2, &["unrecognized subcommand 'trian'"]);
+    let output = attn2d(dir.path(), &["train", "--batchsize", "3"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("'--batch-size'"), "{}", text(&output.stderr));
+    fails(dir.path(), &["train", "--set", "optim.lrr=1"], 2, &["did you mean `optim.lr`?"]);
+    fails(dir.path(), &["train", "--set", "train.epochs=many"], 2, &["--set train.epochs=many"]);
+    std::fs::write(dir.path().join("a.toml"), "[train]\nepochs = 2\nbatchsize = 3\n")
+        .expect("written");
+    fails(
+        dir.path(),
+        &["train", "--config", "a.toml"],
+        2,
+        &["a.toml:3: unknown key `train.batchsize`; did you mean `train.batch_size`?"],
+    );
+    fails(dir.path(), &["train", "--config", "b.toml"], 1, &["b.toml: No such file"]);
+}
+
+#[test]
+fn what_no_run_can_have_is_refused_before_anything_is_written() {
+    let dir = temporary();
+    let small = "data.synthetic_count=60";
+    let train = |words: &[&str], expected: &[&str]| {
+        fails(
+            dir.path(),
+            &[&["train", "--device", "cpu", "--set", small], words].concat(),
+            2,
+            expected,
+        );
+    };
+    train(&["--lr", "-1"], &["optim.lr = -1.0 must be a positive number"]);
+    train(&["--model", "resnet19"], &["resnet19", "resnet18"]);
+    train(&["--data", "no/such/data"], &["no/such/data"]);
+    train(&["--data", "synthetic:dermascopy"], &["synthetic:dermoscopy"]);
+    train(&["--device", "abacus"], &["abacus"]);
+    train(&["--num-classes", "9"], &["model.num_classes = 9"]);
+    train(&["--set", "augment.custom.hue=0.1"], &["augment.policy"]);
+    fails(dir.path(), &["train", "--resume", "nowhere"], 2, &["nowhere: not a run directory"]);
+    fails(dir.path(), &["eval", "--checkpoint", "nowhere"], 2, &["nowhere: no checkpoint here"]);
+    let left = std::fs::read_dir(dir.path()).expect("read").count();
+    assert_eq!(left, 0, "nothing is left behind by a run that could not begin");
+}
+
+#[test]
+fn data_info_describes_the_built_in_data() {
+    let dir = temporary();
+    for words in [
+        ["data", "info", "synthetic:longrange"].as_slice(),
+        &["data", "info", "--data", "synthetic:longrange"],
+    ] {
+        let output = attn2d(dir.path(), words);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let said = text(&output.stdout);
+        assert!(said.contains("longrange") && said.contains("train"), "{said}");
+    }
+    fails(dir.path(), &["data", "info", "no/such/data"], 2, &["no/such/data"]);
+}
