@@ -1,6 +1,8 @@
 //! What can be computed. One file an op: parameters, the one place where shapes are checked, forward, backward, and the
 //! cases that parity tests, gradient checks, benchmarks and `attn2d verify` all walk.
 
+pub(crate) mod attention;
+pub(crate) mod attention_rows;
 pub(crate) mod batch_norm;
 pub mod case;
 pub(crate) mod conv2d;
