@@ -15,6 +15,7 @@ pub(crate) mod global_attention;
 pub(crate) mod global_avg_pool;
 pub(crate) mod lanes;
 pub(crate) mod layer_norm;
+pub(crate) mod local_attention;
 pub(crate) mod max_pool2d;
 pub(crate) mod optim_step;
 pub(crate) mod reduce;
