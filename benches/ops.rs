@@ -5,8 +5,8 @@
 //! to the list of your op, or a list to [`rows`].
 
 use attn2d::ops::{
-    Activation, BatchNorm, Conv2d, GlobalAttention, MaxPool2d, batch_norm, conv2d,
-    global_attention, linear, max_pool2d,
+    Activation, BatchNorm, Border, Conv2d, GlobalAttention, LocalAttention, MaxPool2d, batch_norm,
+    conv2d, global_attention, linear, local_attention, max_pool2d,
 };
 use attn2d::tensor::philox::Philox;
 use attn2d::{Device, Result, Tensor};
@@ -18,10 +18,15 @@ type Step = Box<dyn Fn() -> Result<()>>;
 type Row = (String, Box<dyn Fn(&Device) -> Result<Step>>);
 
 fn rows() -> Vec<Row> {
-    [conv2d_rows(), linear_rows(), batch_norm_rows(), max_pool_rows(), global_attention_rows()]
-        .into_iter()
-        .flatten()
-        .collect()
+    let of_ops = [
+        conv2d_rows(),
+        linear_rows(),
+        batch_norm_rows(),
+        max_pool_rows(),
+        global_attention_rows(),
+        local_attention_rows(),
+    ];
+    of_ops.into_iter().flatten().collect()
 }
 
 /// N = 8, the convolutions of ResNet18 at 224 x 224; the stem without an input gradient, as in training.
@@ -120,6 +125,38 @@ fn global_attention_rows() -> Vec<Row> {
         row(28, 64, false),
         row(14, 32, true),
         row(28, 32, true),
+    ]
+}
+
+/// N = 8, 8 heads, zero border and both tables, as the `unfold` formulation has it.
+fn local_attention_rows() -> Vec<Row> {
+    let row = |channels: usize, size: usize, k: usize| -> Row {
+        let make = move |device: &Device| {
+            let shape = [8, size, size, 8, channels / 8];
+            let input = |stream| Ok(random(device, &shape, stream)?.requires_grad());
+            let (q, k_, v) = (input(0)?, input(1)?, input(2)?);
+            let table = |stream| Ok(random(device, &[k, channels], stream)?.requires_grad());
+            let (rel_h, rel_w) = (table(3)?, table(4)?);
+            step(move || {
+                let options = LocalAttention {
+                    window: (k, k),
+                    border: Border::Zero,
+                    rel_h: Some(&rel_h),
+                    rel_w: Some(&rel_w),
+                    ..LocalAttention::default()
+                };
+                local_attention(&q, &k_, &v, options)
+            })
+        };
+        (format!("local_attention_k{k}_{channels}x{size}"), Box::new(make))
+    };
+    vec![
+        row(128, 28, 7),
+        row(128, 28, 3),
+        row(128, 28, 13),
+        row(64, 56, 7),
+        row(256, 14, 7),
+        row(512, 7, 7),
     ]
 }
 

@@ -16,6 +16,7 @@
 //! Sums run in an order that depends on the shape alone: the same bits with any number of threads.
 
 use super::lanes::{F32x8, LANES};
+use super::simd::vector_fn;
 use super::threads::SharedMut;
 use crate::kernel::CpuArgs;
 use crate::ops::local_attention::LocalAttentionParams as Params;
@@ -199,27 +200,30 @@ macro_rules! of_count {
     };
 }
 
-/// `sums[m] += x . neighbour m`.
 #[inline(always)]
-fn dots(x: &[F32x8], neighbours: &[F32x8], sums: &mut [F32x8]) {
-    #[inline(always)]
-    fn add<const M: usize>(x: &[F32x8], neighbours: &[F32x8], sums: &mut [F32x8]) {
-        for (sum, dot) in sums.iter_mut().zip(dots_of::<M>(x, neighbours)) {
-            *sum = sum.add(dot);
-        }
-    }
-    for (i, sums) in sums.chunks_mut(8).enumerate() {
-        let neighbours = &neighbours[8 * i * x.len()..];
-        of_count!(sums.len(), add(x, neighbours, sums));
+fn add_dots<const M: usize>(x: &[F32x8], neighbours: &[F32x8], sums: &mut [F32x8]) {
+    for (sum, dot) in sums.iter_mut().zip(dots_of::<M>(x, neighbours)) {
+        *sum = sum.add(dot);
     }
 }
 
-/// `out += sum over m of weights[m] * neighbour m`.
-#[inline(always)]
-fn combine(weights: &[F32x8], neighbours: &[F32x8], out: &mut [F32x8]) {
-    for (i, weights) in weights.chunks(8).enumerate() {
-        let neighbours = &neighbours[8 * i * out.len()..];
-        of_count!(weights.len(), combine_of(weights, neighbours, out));
+vector_fn! {
+    /// `sums[m] += x . neighbour m`.
+    fn dots(x: &[F32x8], neighbours: &[F32x8], sums: &mut [F32x8]) {
+        for (i, sums) in sums.chunks_mut(8).enumerate() {
+            let neighbours = &neighbours[8 * i * x.len()..];
+            of_count!(sums.len(), add_dots(x, neighbours, sums));
+        }
+    }
+}
+
+vector_fn! {
+    /// `out += sum over m of weights[m] * neighbour m`.
+    fn combine(weights: &[F32x8], neighbours: &[F32x8], out: &mut [F32x8]) {
+        for (i, weights) in weights.chunks(8).enumerate() {
+            let neighbours = &neighbours[8 * i * out.len()..];
+            of_count!(weights.len(), combine_of(weights, neighbours, out));
+        }
     }
 }
 

@@ -238,7 +238,10 @@ pub fn list() -> Result<Vec<Listing>> {
             "+la7@3,4",
             "local attention in a 7x7 window for the second 3x3 of each block of stages 3 and 4",
         ),
-        ("+ela7@3,4", "the same with learned relative positions (our reading of \"embedded local\")"),
+        (
+            "+ela7@3,4",
+            "the same with learned relative positions (our reading of \"embedded local\")",
+        ),
         (
             "+ga@4:append",
             "global attention as residual branches that start at zero, after each block of stage 4",

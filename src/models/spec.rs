@@ -383,7 +383,9 @@ fn parse_window(variant: Variant, text: &str) -> Result<usize, String> {
         Variant::Global => Err(format!("'ga' sees the whole map: it has no window '{text}'")),
         _ if text.is_empty() => Ok(WINDOW),
         _ => number(text).filter(|k| k % 2 == 1 && *k <= MAX_WINDOW).ok_or_else(|| {
-            format!("window '{text}': the window is an odd number up to {MAX_WINDOW}, such as {WINDOW}")
+            format!(
+                "window '{text}': the window is an odd number up to {MAX_WINDOW}, such as {WINDOW}"
+            )
         }),
     }
 }

@@ -11,7 +11,7 @@
 
 use super::*;
 use crate::cpu::lanes::exp_all;
-use crate::cpu::simd::vectorise;
+use crate::cpu::simd::vector_fn;
 use rayon::prelude::*;
 use std::cell::RefCell;
 
@@ -74,80 +74,81 @@ pub(super) fn backward(
     let mut partial = vec![F32x8::ZERO; tasks.len() * (len + 1)];
     tasks.par_iter().zip(partial.par_chunks_exact_mut(len + 1)).for_each(|(task, partial)| {
         SCRATCH.with_borrow_mut(|s| {
-            vectorise!(|| band(p, task, x, &outputs, &mut partial[..len], s));
+            band(p, task, x, &outputs, &mut partial[..len], s);
         });
     });
     reduce(p, &tasks, &partial, dtables);
 }
 
-/// All row pairs that a task owns the queries or the keys of.
-#[inline(always)]
-fn band(
-    p: &Params,
-    task: &Task,
-    x: Inputs<'_>,
-    outputs: &[SharedMut<'_>; 3],
-    partial: &mut [F32x8],
-    s: &mut Scratch,
-) {
-    let (w, d) = (p.w as usize, p.d as usize);
-    let reach = halo(p, &task.rows);
-    let q = pack(p, task, x.q, &reach, 1.0, &mut s.q);
-    let dy = pack(p, task, x.dy, &reach, 1.0, &mut s.dy);
-    let k = pack(p, task, x.k, &reach, p.scale, &mut s.k);
-    let v = pack(p, task, x.v, &reach, 1.0, &mut s.v);
-    let stats = pack_stats(p, task, x.stats, &reach, &mut s.stats);
-    s.tables.fill(p, task, x.tables);
-    let any = s.tables.any();
-    let own = |row: usize| task.rows.contains(&row).then(|| (row - task.rows.start) * w * d);
-    let size = task.rows.len() * w * d;
-    let [dq, dk, dv] = [&mut s.dq, &mut s.dk, &mut s.dv].map(|out| room(out, size));
-    for out in [&mut *dq, &mut *dk, &mut *dv] {
-        out.fill(F32x8::ZERO);
-    }
-    let probs = room(&mut s.p, w * p.kw as usize);
-    let ds = room(&mut s.ds, w * p.kw as usize);
-    for row in reach.clone() {
-        let at = (row - reach.start) * w * d;
-        let queries = Queries {
-            q: &q[at..][..w * d],
-            dy: &dy[at..][..w * d],
-            stats: &stats[at / d * 2..][..2 * w],
-        };
-        let own_queries = own(row);
-        s.by_offset.products(p, &s.tables, queries.q);
-        s.sums.clear(p);
-        for a in 0..p.kh as usize {
-            let key = key_row(p, row, a);
-            let own_keys = key.and_then(own);
-            let outside_matters = key.is_none() && p.zero_border != 0 && any;
-            if own_keys.is_none() && (own_queries.is_none() || key.is_none() && !outside_matters) {
-                continue;
-            }
-            let keys = key.map(|key| (key - reach.start) * w * d);
-            let keys = keys.map(|at| (&k[at..][..w * d], &v[at..][..w * d]));
-            score_gradients(p, &s.tables, &s.by_offset, a, &queries, keys, probs, ds);
-            if let Some(at) = own_queries {
-                if let Some((k, _)) = keys {
-                    to_queries(p, ds, k, &mut dq[at..][..w * d]);
+vector_fn! {
+    /// All row pairs that a task owns the queries or the keys of.
+    fn band(
+        p: &Params,
+        task: &Task,
+        x: Inputs<'_>,
+        outputs: &[SharedMut<'_>; 3],
+        partial: &mut [F32x8],
+        s: &mut Scratch,
+    ) {
+        let (w, d) = (p.w as usize, p.d as usize);
+        let reach = halo(p, &task.rows);
+        let q = pack(p, task, x.q, &reach, 1.0, &mut s.q);
+        let dy = pack(p, task, x.dy, &reach, 1.0, &mut s.dy);
+        let k = pack(p, task, x.k, &reach, p.scale, &mut s.k);
+        let v = pack(p, task, x.v, &reach, 1.0, &mut s.v);
+        let stats = pack_stats(p, task, x.stats, &reach, &mut s.stats);
+        s.tables.fill(p, task, x.tables);
+        let any = s.tables.any();
+        let own = |row: usize| task.rows.contains(&row).then(|| (row - task.rows.start) * w * d);
+        let size = task.rows.len() * w * d;
+        let [dq, dk, dv] = [&mut s.dq, &mut s.dk, &mut s.dv].map(|out| room(out, size));
+        for out in [&mut *dq, &mut *dk, &mut *dv] {
+            out.fill(F32x8::ZERO);
+        }
+        let probs = room(&mut s.p, w * p.kw as usize);
+        let ds = room(&mut s.ds, w * p.kw as usize);
+        for row in reach.clone() {
+            let at = (row - reach.start) * w * d;
+            let queries = Queries {
+                q: &q[at..][..w * d],
+                dy: &dy[at..][..w * d],
+                stats: &stats[at / d * 2..][..2 * w],
+            };
+            let own_queries = own(row);
+            s.by_offset.products(p, &s.tables, queries.q);
+            s.sums.clear(p);
+            for a in 0..p.kh as usize {
+                let key = key_row(p, row, a);
+                let own_keys = key.and_then(own);
+                let outside_matters = key.is_none() && p.zero_border != 0 && any;
+                if own_keys.is_none() && (own_queries.is_none() || key.is_none() && !outside_matters) {
+                    continue;
                 }
-                if any {
-                    collect(p, a, ds, &mut s.sums, &mut partial[partial_layout(p)[2]..]);
+                let keys = key.map(|key| (key - reach.start) * w * d);
+                let keys = keys.map(|at| (&k[at..][..w * d], &v[at..][..w * d]));
+                score_gradients(p, &s.tables, &s.by_offset, a, &queries, keys, probs, ds);
+                if let Some(at) = own_queries {
+                    if let Some((k, _)) = keys {
+                        to_queries(p, ds, k, &mut dq[at..][..w * d]);
+                    }
+                    if any {
+                        collect(p, a, ds, &mut s.sums, &mut partial[partial_layout(p)[2]..]);
+                    }
+                }
+                if let Some(at) = own_keys {
+                    to_keys(p, ds, queries.q, &mut dk[at..][..w * d]);
+                    to_keys(p, probs, queries.dy, &mut dv[at..][..w * d]);
                 }
             }
-            if let Some(at) = own_keys {
-                to_keys(p, ds, queries.q, &mut dk[at..][..w * d]);
-                to_keys(p, probs, queries.dy, &mut dv[at..][..w * d]);
+            if let Some(at) = own_queries.filter(|_| any) {
+                finish_queries(p, &s.tables, &s.sums, queries.q, &mut dq[at..][..w * d], partial);
             }
         }
-        if let Some(at) = own_queries.filter(|_| any) {
-            finish_queries(p, &s.tables, &s.sums, queries.q, &mut dq[at..][..w * d], partial);
+        let scales = [1.0, p.scale, 1.0];
+        for ((out, packed), scale) in outputs.iter().zip([dq, dk, dv]).zip(scales) {
+            // SAFETY: this task alone writes the rows of its map and pairs.
+            unsafe { unpack(p, task, packed, scale, out) };
         }
-    }
-    let scales = [1.0, p.scale, 1.0];
-    for ((out, packed), scale) in outputs.iter().zip([dq, dk, dv]).zip(scales) {
-        // SAFETY: this task alone writes the rows of its map and pairs.
-        unsafe { unpack(p, task, packed, scale, out) };
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cpu::lanes::exp_all;
-use crate::cpu::simd::vectorise;
+use crate::cpu::simd::vector_fn;
 use rayon::prelude::*;
 use std::cell::RefCell;
 
@@ -35,62 +35,64 @@ pub(super) fn forward(
     let (y, lse) = (SharedMut::new(y), SharedMut::new(lse));
     tasks(p, MIN_TASKS, 4).into_par_iter().for_each(|task| {
         SCRATCH.with_borrow_mut(|scratch| {
-            vectorise!(|| band(p, &task, qkv, tables, &y, &lse, scratch));
+            band(p, &task, qkv, tables, &y, &lse, scratch);
         });
     });
 }
 
-/// All queries of one task.
-#[inline(always)]
-fn band(
-    p: &Params,
-    task: &Task,
-    [q, k, v]: [&[f32]; 3],
-    tables: &[f32],
-    y: &SharedMut<'_>,
-    lse: &SharedMut<'_>,
-    s: &mut Scratch,
-) {
-    let (w, d, g) = (p.w as usize, p.d as usize, p.g as usize);
-    let offsets = (p.kh * p.kw) as usize;
-    let reach = halo(p, &task.rows);
-    let q = pack(p, task, q, &task.rows, 1.0, &mut s.q);
-    let k = pack(p, task, k, &reach, p.scale, &mut s.k);
-    let v = pack(p, task, v, &reach, 1.0, &mut s.v);
-    s.tables.fill(p, task, tables);
-    let scores = room(&mut s.scores, w * offsets);
-    let out = room(&mut s.y, task.rows.len() * w * d);
-    out.fill(F32x8::ZERO);
-    for (i, row) in task.rows.clone().enumerate() {
-        let q = &q[i * w * d..][..w * d];
-        let out = &mut out[i * w * d..][..w * d];
-        s.by_offset.products(p, &s.tables, q);
-        let keys = |a: usize| key_row(p, row, a).map(|key| (key - reach.start) * w * d);
-        for a in 0..p.kh as usize {
-            let keys = keys(a).map(|at| &k[at..][..w * d]);
-            score_row(p, &s.tables, &s.by_offset, a, q, keys, scores);
-        }
-        for x in 0..w {
-            let scores = &mut scores[x * offsets..][..offsets];
-            let (max, sum) = softmax(scores);
-            for l in 0..task.live {
-                // SAFETY: this task alone writes the rows of its map and pairs.
-                let lse = unsafe { lse.slice(task.row[l] + (row * w + x) * g, 1) };
-                lse[0] = max.0[l] + sum.0[l].ln();
+vector_fn! {
+    /// All queries of one task.
+    fn band(
+        p: &Params,
+        task: &Task,
+        qkv: [&[f32]; 3],
+        tables: &[f32],
+        y: &SharedMut<'_>,
+        lse: &SharedMut<'_>,
+        s: &mut Scratch,
+    ) {
+        let [q, k, v] = qkv;
+        let (w, d, g) = (p.w as usize, p.d as usize, p.g as usize);
+        let offsets = (p.kh * p.kw) as usize;
+        let reach = halo(p, &task.rows);
+        let q = pack(p, task, q, &task.rows, 1.0, &mut s.q);
+        let k = pack(p, task, k, &reach, p.scale, &mut s.k);
+        let v = pack(p, task, v, &reach, 1.0, &mut s.v);
+        s.tables.fill(p, task, tables);
+        let scores = room(&mut s.scores, w * offsets);
+        let out = room(&mut s.y, task.rows.len() * w * d);
+        out.fill(F32x8::ZERO);
+        for (i, row) in task.rows.clone().enumerate() {
+            let q = &q[i * w * d..][..w * d];
+            let out = &mut out[i * w * d..][..w * d];
+            s.by_offset.products(p, &s.tables, q);
+            let keys = |a: usize| key_row(p, row, a).map(|key| (key - reach.start) * w * d);
+            for a in 0..p.kh as usize {
+                let keys = keys(a).map(|at| &k[at..][..w * d]);
+                score_row(p, &s.tables, &s.by_offset, a, q, keys, scores);
+            }
+            for x in 0..w {
+                let scores = &mut scores[x * offsets..][..offsets];
+                let (max, sum) = softmax(scores);
+                for l in 0..task.live {
+                    // SAFETY: this task alone writes the rows of its map and pairs.
+                    let lse = unsafe { lse.slice(task.row[l] + (row * w + x) * g, 1) };
+                    lse[0] = max.0[l] + sum.0[l].ln();
+                }
+            }
+            for a in 0..p.kh as usize {
+                let Some(values) = keys(a).map(|at| &v[at..][..w * d]) else { continue };
+                for (x, out) in out.chunks_exact_mut(d).enumerate() {
+                    let inside = columns(p, x);
+                    let weights = &scores[x * offsets + a * p.kw as usize..];
+                    let first = (x + inside.start - p.kw as usize / 2) * d;
+                    combine(&weights[inside], &values[first..], out);
+                }
             }
         }
-        for a in 0..p.kh as usize {
-            let Some(values) = keys(a).map(|at| &v[at..][..w * d]) else { continue };
-            for (x, out) in out.chunks_exact_mut(d).enumerate() {
-                let inside = columns(p, x);
-                let weights = &scores[x * offsets + a * p.kw as usize..];
-                let first = (x + inside.start - p.kw as usize / 2) * d;
-                combine(&weights[inside], &values[first..], out);
-            }
-        }
+        // SAFETY: this task alone writes the rows of its map and pairs.
+        unsafe { unpack(p, task, out, 1.0, y) };
     }
-    // SAFETY: this task alone writes the rows of its map and pairs.
-    unsafe { unpack(p, task, out, 1.0, y) };
 }
 
 /// The scores of a row of queries with row `a` of their windows, which falls on `keys` unless that is outside the map.
