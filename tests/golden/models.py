@@ -184,11 +184,13 @@ small("la3_append_eval", "la3@2:append,heads=2", [(2, 0), (2, 1)], lambda c: App
 small("ela5", "ela5@2:heads=2", [(2, 0), (2, 1)], lambda c: Attention(c, 2, True, kernel=(5, 5)))
 small("ela3_zero", "ela3@2.0:heads=1,border=zero", [(2, 0)], lambda c: Attention(c, 1, True, kernel=(3, 3), border="zero"))
 
-# 90 MB each: not in the repository.
+# 90 MB each: not in the repository. A smaller learning rate: at 0.05 these nets leave the region where rounding stays small (the
+# loss rises to 7, and PyTorch's own float32 ends 4e-3 away from its float64).
+GENTLE_STEPS = THREE_STEPS | {"lr": 0.002}
 BIG_CASES = {
     f"model_{depth}_{'train' if training else 'eval'}": lambda depth=depth, training=training: model_case(
         depth, lambda k: ResNet(depth, k), training=training, batch=4, image=(64, 64), num_classes=3,
-        steps=THREE_STEPS if training else None,
+        steps=GENTLE_STEPS if training else None,
     )
     for depth in DEPTHS
     for training in (True, False)
