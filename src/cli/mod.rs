@@ -3,6 +3,7 @@
 pub mod data;
 pub mod doctor;
 pub mod eval;
+pub mod models;
 pub mod train;
 pub mod verify;
 
@@ -24,6 +25,8 @@ enum Verb {
     Train(Box<train::Options>),
     /// Score a checkpoint: metrics, a prediction for each image, a confusion matrix
     Eval(eval::Options),
+    /// List models, explain model strings, count a model's parameters
+    Models(models::Options),
     /// Look at a data set
     #[command(subcommand)]
     Data(data::Options),
@@ -50,6 +53,7 @@ fn run(verb: &Verb) -> Result<bool> {
     match verb {
         Verb::Train(options) => train::train(options).map(|()| true),
         Verb::Eval(options) => eval::eval(options).map(|()| true),
+        Verb::Models(options) => models::models(options).map(|()| true),
         Verb::Data(options) => data::data(options).map(|()| true),
         Verb::Verify(options) => verify::verify(options),
         Verb::Doctor => {
