@@ -63,26 +63,30 @@ fn main() -> Result<()> {
     let expected = plain(side, &inputs);
     let plain_time = start.elapsed();
 
-    let places = side * side;
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    let scores = mib(4 * IMAGES * HEADS * side.pow(4));
     println!("device   {} ({})", device.name(), device.caps().adapter);
     println!("map      {IMAGES} images of {side}x{side}, {HEADS} heads of {D} channels");
     println!("fused    {time:.1?} forward and backward, {:.1} MiB beside the inputs", mib(peak));
-    println!(
-        "plain    {plain_time:.1?} on one CPU thread; all scores together would take {:.1} MiB",
-        mib(4 * IMAGES * HEADS * places * places)
-    );
-    let mut agree = true;
-    for ((name, got), want) in NAMES.iter().zip(&results).zip(&expected) {
-        let error = largest_error(got, want);
-        agree &= error < TOLERANCE;
-        println!("error    {name:7} {error:.1e} of its largest element");
-    }
-    if !agree {
+    println!("plain    {plain_time:.1?} on one CPU thread; all scores would take {scores:.1} MiB");
+    if !agree(&results, &expected) {
         return Err(Error::device(device.name(), "fused and plain attention differ"));
     }
     println!("fused and plain attention agree");
     Ok(())
+}
+
+/// Prints how far output and gradients are from the textbook's; whether that is near enough.
+fn agree(got: &[Vec<f32>], want: &[Vec<f64>]) -> bool {
+    let mut agree = true;
+    for ((name, got), want) in NAMES.iter().zip(got).zip(want) {
+        let largest = want.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+        let gaps = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).abs());
+        let error = gaps.fold(0.0, f64::max) / largest;
+        println!("error    {name:7} {error:.1e} of its largest element");
+        agree &= error < TOLERANCE;
+    }
+    agree
 }
 
 /// Output and gradients by the formula, one score after the other. `x` is q, k, v, rel_h, rel_w and the output's gradient.
@@ -134,12 +138,7 @@ fn plain(side: usize, x: &[Vec<f32>]) -> Vec<Vec<f64>> {
     out
 }
 
-fn largest_error(got: &[f32], want: &[f64]) -> f64 {
-    let largest = want.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
-    let gap = got.iter().zip(want).fold(0.0, |m: f64, (g, w)| m.max((f64::from(*g) - w).abs()));
-    gap / largest
-}
-
+/// The median time of some runs.
 fn median(count: usize, run: impl Fn() -> Result<()>) -> Result<Duration> {
     let mut times = Vec::new();
     for _ in 0..count {

@@ -38,6 +38,7 @@ enum Verb {
 
 /// The program: exit code 0 for success, 1 for a failure, 2 for a wrong command line or configuration.
 pub fn main() -> ExitCode {
+    quiet_mesa();
     match run(&Cli::parse().verb) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -45,6 +46,15 @@ pub fn main() -> ExitCode {
             eprintln!("error: {error}");
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// Where there is no desktop, a layer of Mesa's Vulkan loader looks for one and prints `error: XDG_RUNTIME_DIR is invalid`
+/// at every start. It only reorders adapters, which `--device wgpu:..` chooses anyway.
+fn quiet_mesa() {
+    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: the first thing that the program does: no other thread reads the environment yet.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }
 }
 

@@ -151,18 +151,21 @@ impl One {
         let mut out = String::new();
         let _ = writeln!(out, "model      {}", self.spec);
         let _ = writeln!(out, "built for  {} classes, images of {side}x{side}", self.classes);
+        let _ = writeln!(out, "\n{:10} {:>12}", "part", "parameters");
         let rows = self.parts.iter().map(|p| (p.part.as_str(), p.parameters));
         for (part, parameters) in rows.chain([("total", total)]) {
             let share = 100.0 * parameters as f64 / total as f64;
-            let _ =
-                writeln!(out, "{part:10} {:>12} parameters  {share:5.1} %", grouped(parameters));
+            let _ = writeln!(out, "{part:10} {:>12}  {share:5.1} %", grouped(parameters));
         }
         if !self.spec.attention.is_empty() {
             let plain = Spec { attention: Vec::new(), ..self.spec.clone() };
             let without = models::count(&plain, self.classes, (side, side))?;
             let change = 100.0 * (total as f64 / without as f64 - 1.0);
-            let _ =
-                writeln!(out, "{plain} without attention: {} ({change:+.1} %)", grouped(without));
+            let _ = writeln!(
+                out,
+                "\nwithout attention, {plain}: {} (so {change:+.1} %)",
+                grouped(without)
+            );
         }
         Ok(out)
     }
