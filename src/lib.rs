@@ -83,3 +83,8 @@ pub mod verify;
 pub use backend::{Caps, Device, DeviceReport, KernelTime, MemoryStats, device_reports};
 pub use error::{Error, Result};
 pub use tensor::{DType, Tensor};
+
+/// The snippet of the README must run too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
