@@ -1,4 +1,68 @@
-//! Fused 2D self-attention and convolution kernels for CNNs, forward and backward.
+//! Fused 2D self-attention and convolution for CNNs: hand-written kernels, forward and backward, on CPUs and GPUs, with a small
+//! tensor and autograd core to drive them, models built of them, and the `attn2d` program that trains and compares these.
+//!
+//! Attention over a feature map costs (H W)^2 scores an image and head when it is written as matrix products. The kernels here
+//! never store a score: forward keeps the output and one number a query, backward computes the scores again. Learned relative
+//! positions and their gradients are part of the same kernels, and results are equal to the bit from run to run.
+//!
+//! ```
+//! use attn2d::ops::{GlobalAttention, global_attention};
+//! use attn2d::{Device, Tensor, tensor::philox::Philox};
+//!
+//! # fn main() -> attn2d::Result<()> {
+//! let device = Device::new("cpu")?; // or "auto", "wgpu", "wgpu:nvidia"
+//! let random = |op, shape: &[usize]| Tensor::randn(&device, shape, Philox { seed: 1, step: 0, op });
+//! // Queries, keys and values of 2 images, 7 x 9 places, 4 heads of 16 channels: [N, H, W, heads, d].
+//! let q = random(0, &[2, 7, 9, 4, 16])?.requires_grad();
+//! let (k, v) = (random(1, q.shape())?, random(2, q.shape())?);
+//! let rel_h = random(3, &[2 * 7 - 1, 4 * 16])?.requires_grad(); // a row for each vertical offset
+//! let y = global_attention(&q, &k, &v, GlobalAttention { rel_h: Some(&rel_h), ..Default::default() })?;
+//! assert_eq!(y.shape(), [2, 7, 9, 4, 16]);
+//! let gradients = y.backward_with(&Tensor::full(&device, y.shape(), 1.0)?)?;
+//! let d_rel_h = gradients.get(&rel_h).expect("rel_h asked for a gradient");
+//! assert_eq!(d_rel_h.shape(), rel_h.shape());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Modules
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | [`ops`] | what can be computed: attention, convolution, norms, pooling, losses, optimiser steps; each with its gradient |
+//! | [`tensor`], [`tape`] | tensors on a [`Device`]; recording an op and walking back |
+//! | [`kernel`] | a kernel as data: names, bindings, its text for each kind of device. For ops of your own |
+//! | [`nn`] | layers that own named parameters, and the flat store of these |
+//! | [`models`] | ResNet18 and ResNet34 with attention where a model string says: `resnet18+ga@4` |
+//! | [`io`] | safetensors with torchvision's names and layouts |
+//! | [`data`] | ISIC, PatchCamelyon, Camelyon17, MedMNIST, folders of images; splits, augmentation, a threaded loader |
+//! | [`config`], [`train`] | a run's settings; training, evaluation, checkpoints, metrics |
+//! | [`verify`] | conformance of every op on every device, and of ops of your own |
+//! | [`cli`] | the verbs of the `attn2d` program |
+//!
+//! `examples/` has three programs to begin with: fused attention on any device, a net of your own, an op of your own.
+//! `ARCHITECTURE.md` is the map of the code.
+//!
+//! # Layouts
+//!
+//! Everything is contiguous. Images are `[N, H, W, C]`, tokens `[N, H, W, heads, d]`, convolution weights `[O, kh, kw, I]`. Files
+//! keep torchvision's names and layouts. Elements are `f32`; class labels are `u32`.
+//!
+//! # Devices and features
+//!
+//! [`Device::new`] takes `auto`, `cpu`, `wgpu`, `wgpu:1` or `wgpu:nvidia` (part of an adapter's name). `attn2d doctor` shows what a
+//! machine has. Both features are on by default, and need nothing when the crate is built: drivers are loaded at run time.
+//!
+//! | feature | device | what it needs at run time |
+//! |---|---|---|
+//! | - | `cpu` | nothing; AVX2 with FMA is used where it is there |
+//! | `wgpu` | `wgpu` | a driver for Vulkan, Metal or DX12; Mesa's software driver will do to try it |
+//! | `cuda` | `cuda` | looked for and reported; its kernels are not written yet |
+//!
+//! # Errors
+//!
+//! Whatever can fail gives an [`Error`], which names what is at fault, what was expected and what to do. Nothing panics on bad input.
+//! No output of the library goes to the terminal, and no file is touched, but by [`io`], [`data`], [`train`], [`verify`] and [`cli`].
 
 mod backend;
 pub mod cli;
@@ -19,3 +83,8 @@ pub mod verify;
 pub use backend::{Caps, Device, DeviceReport, KernelTime, MemoryStats, device_reports};
 pub use error::{Error, Result};
 pub use tensor::{DType, Tensor};
+
+/// The snippet of the README must run too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

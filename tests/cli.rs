@@ -34,7 +34,7 @@ fn temporary() -> tempfile::TempDir {
 fn help_shows_verbs_flags_and_examples() {
     let dir = temporary();
     let help = text(&attn2d(dir.path(), &["--help"]).stdout);
-    for verb in ["train", "eval", "data", "verify", "doctor"] {
+    for verb in ["train", "eval", "models", "data", "verify", "doctor"] {
         assert!(help.contains(verb), "{verb} in {help}");
     }
     let help = text(&attn2d(dir.path(), &["train", "--help"]).stdout);
@@ -104,4 +104,41 @@ fn data_info_describes_the_built_in_data() {
         assert!(said.contains("longrange") && said.contains("train"), "{said}");
     }
     fails(dir.path(), &["data", "info", "no/such/data"], 2, &["no/such/data"]);
+}
+
+#[test]
+fn models_are_listed_explained_and_counted() {
+    let dir = temporary();
+    let list = text(&attn2d(dir.path(), &["models"]).stdout);
+    let row = |name: &str| {
+        let line = list.lines().find(|l| l.split_whitespace().next() == Some(name));
+        line.unwrap_or_else(|| panic!("no {name} in {list}")).to_owned()
+    };
+    assert!(row("resnet18").contains("11,689,512"), "{list}");
+    assert!(row("resnet34").contains("21,797,672"), "{list}");
+    assert!(row("resnet18+ga@4").contains("global attention"), "{list}");
+    assert!(list.contains("Model strings") && list.contains("append"), "{list}");
+
+    let one = text(&attn2d(dir.path(), &["models", "RESNET18+ga@4.0,4.1"]).stdout);
+    assert!(one.starts_with("model      resnet18+ga@4\n"), "the canonical string: {one}");
+    for part in ["stem", "stage 1", "stage 4", "attention", "head", "total", "8,570,408"] {
+        assert!(one.contains(part), "{part} in {one}");
+    }
+
+    let words =
+        ["models", "resnet18+ga@4:append", "--num-classes", "7", "--img-size", "64", "--json"];
+    let json: serde_json::Value =
+        serde_json::from_slice(&attn2d(dir.path(), &words).stdout).expect("JSON");
+    assert_eq!(json["model"], "resnet18+ga@4:append");
+    assert_eq!((&json["num_classes"], &json["img_size"]), (&7.into(), &64.into()));
+    assert_eq!(json["parts"]["head"], 512 * 7 + 7);
+    let parts = json["parts"].as_object().expect("parts");
+    let sum: u64 = parts.values().filter_map(|v| v.as_u64()).sum();
+    assert_eq!(json["parameters"], sum);
+    let json: serde_json::Value =
+        serde_json::from_slice(&attn2d(dir.path(), &["models", "--json"]).stdout).expect("JSON");
+    assert_eq!(json["models"][0]["parameters"], 11_689_512);
+
+    fails(dir.path(), &["models", "resnet18", "--num-classes", "0"], 2, &["0 classes"]);
+    fails(dir.path(), &["models", "resnet18+ga@4:haeds=4"], 2, &["did you mean 'heads=8'?"]);
 }

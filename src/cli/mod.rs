@@ -3,6 +3,7 @@
 pub mod data;
 pub mod doctor;
 pub mod eval;
+pub mod models;
 pub mod train;
 pub mod verify;
 
@@ -24,6 +25,8 @@ enum Verb {
     Train(Box<train::Options>),
     /// Score a checkpoint: metrics, a prediction for each image, a confusion matrix
     Eval(eval::Options),
+    /// List models, explain model strings, count a model's parameters
+    Models(models::Options),
     /// Look at a data set
     #[command(subcommand)]
     Data(data::Options),
@@ -35,6 +38,7 @@ enum Verb {
 
 /// The program: exit code 0 for success, 1 for a failure, 2 for a wrong command line or configuration.
 pub fn main() -> ExitCode {
+    quiet_mesa();
     match run(&Cli::parse().verb) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -45,11 +49,21 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Where there is no desktop, a layer of Mesa's Vulkan loader looks for one and prints `error: XDG_RUNTIME_DIR is invalid`
+/// at every start. It only reorders adapters, which `--device wgpu:..` chooses anyway.
+fn quiet_mesa() {
+    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: the first thing that the program does: no other thread reads the environment yet.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
+}
+
 /// Runs a verb; `false` where it ran, but what it looked at is not as it should be.
 fn run(verb: &Verb) -> Result<bool> {
     match verb {
         Verb::Train(options) => train::train(options).map(|()| true),
         Verb::Eval(options) => eval::eval(options).map(|()| true),
+        Verb::Models(options) => models::models(options).map(|()| true),
         Verb::Data(options) => data::data(options).map(|()| true),
         Verb::Verify(options) => verify::verify(options),
         Verb::Doctor => {

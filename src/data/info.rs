@@ -76,7 +76,7 @@ pub fn info(dataset: &Dataset, split: &Split) -> Result<String> {
         "sizes      {}{}",
         sizes(&images),
         if sampled.len() < all.len() {
-            format!(" (of {} looked at)", sampled.len())
+            format!(" in a sample of {}", sampled.len())
         } else {
             String::new()
         }

@@ -1,5 +1,6 @@
 //! MedMNIST: one `.npz` file (a zip of `.npy` arrays, stored or deflated) with `{train,val,test}_{images,labels}`.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -139,9 +140,10 @@ fn class_names(file: &Path, count: usize) -> Vec<String> {
 
 /// Reads one member of the archive, whichever way it is compressed.
 fn read(archive: &mut NpzArchive<BufReader<File>>, file: &Path, key: &str) -> Result<Array> {
-    let found = archive.array_names().map(String::from).collect::<Vec<_>>();
-    if !found.iter().any(|name| name == key) {
-        let found = found.join(", ");
+    // The archive lists its arrays in the order of a hash table.
+    let found = archive.array_names().collect::<BTreeSet<_>>();
+    if !found.contains(key) {
+        let found = found.into_iter().collect::<Vec<_>>().join(", ");
         return Err(Error::file(
             file,
             format!(

@@ -6,6 +6,7 @@ use crate::nn::{Data, StateArray, StateDict};
 use ::safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use half::{bf16, f16};
 use serde_json::{Map, json};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -39,7 +40,8 @@ fn from_bytes(bytes: &[u8]) -> Result<StateDict, String> {
     if let Some(text) = header.metadata() {
         dict.metadata.extend(text.iter().map(|(k, v)| (k.clone(), v.clone())));
     }
-    for (name, view) in file.iter() {
+    // In order of name, so that of several wrong arrays the same one is always named.
+    for (name, view) in file.iter().collect::<BTreeMap<_, _>>() {
         let data = convert(&view).ok_or_else(|| {
             format!(
                 "'{name}' has elements of type {}, which are not read here; store it as F32",

@@ -12,10 +12,12 @@
 //! ```
 
 mod case;
+mod parts;
 mod resnet;
 pub mod spec;
 
 pub use case::{CaseResult, run_case};
+pub use parts::{PartCount, count_parts};
 pub use resnet::ResNet;
 pub use spec::Spec;
 

@@ -44,6 +44,7 @@ pub use progress::{Progress, Work};
 pub use score::{Score, Scored};
 
 use crate::config::Config;
+use crate::data::Format;
 use crate::{Error, Result};
 use checkpoint::State;
 use log::RunLog;
@@ -54,6 +55,8 @@ use session::{Parts, Session};
 pub struct Summary {
     /// The run directory.
     pub dir: PathBuf,
+    /// Epochs that the run was to have.
+    pub epochs: usize,
     /// Epoch (from 1) of the best checkpoint.
     pub best_epoch: u64,
     /// Learned numbers of the model.
@@ -151,9 +154,11 @@ fn introduce(config: &Config, progress: Progress, dir: &Path, parts: &Parts) {
         parts.model.spec(),
         count as f64 / 1e6
     ));
-    progress.line(&format!("data      {}: {}", config.data.path, parts.images.describe()));
+    let built_in = dataset.format == Format::Synthetic;
+    let hint = if built_in { " (built-in pictures; --data PATH takes yours)" } else { "" };
+    progress.line(&format!("data      {}: {}{hint}", config.data.path, parts.images.describe()));
     progress.line(&format!("classes   {}", dataset.classes.join(", ")));
-    progress.line(&format!("device    {}", parts.device.name()));
+    progress.line(&format!("device    {} ({})", parts.device.name(), parts.device.caps().adapter));
     progress.line(&format!("run       {} (stop with Ctrl-C, go on with --resume)", dir.display()));
 }
 
@@ -180,6 +185,7 @@ fn finish(
     log::replace(&dir.join(run_dir::SUMMARY), text.as_bytes())?;
     let summary = Summary {
         dir: dir.to_path_buf(),
+        epochs: config.train.epochs,
         best_epoch: best.map_or(0, |b| b.epoch),
         parameters: session.parameters(),
         parts,
@@ -202,10 +208,12 @@ impl Summary {
         progress.line("  predictions_*.csv             every image");
         progress.line("  best/model.safetensors        weights, with torchvision's names");
         progress.line("Next:");
+        progress
+            .line(&format!("  score other images   {program} eval --checkpoint {dir} --data PATH"));
         progress.line(&format!(
-            "  {program} eval --checkpoint {dir}/best --data PATH   on other images"
+            "  train on             {program} train --resume {dir} --epochs {}",
+            self.epochs + 5
         ));
-        progress.line(&format!("  {program} train --resume {dir} --epochs N            train on"));
-        progress.line(&format!("  tensorboard --logdir {dir}"));
+        progress.line(&format!("  see the curves       tensorboard --logdir {dir}"));
     }
 }

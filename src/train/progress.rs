@@ -36,7 +36,7 @@ impl Progress {
     pub fn start(self, what: &str, total: u64) -> Work {
         let bar = (self == Self::Bars).then(|| {
             let style =
-                ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {msg} eta {eta}");
+                ProgressStyle::with_template("{prefix}  {bar:30}  {pos}/{len}  {msg}  {eta} left");
             let bar =
                 ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
             bar.with_style(style.expect("a template that is right")).with_prefix(what.to_owned())
@@ -59,8 +59,8 @@ impl Work {
     /// Says that `done` steps are done.
     pub fn at(&mut self, done: u64, message: &str) {
         if let Some(bar) = &self.bar {
-            bar.set_message(message.to_owned());
             bar.set_position(done);
+            bar.set_message(message.to_owned());
         } else if self.said.elapsed() >= EVERY && done < self.total {
             self.progress.line(&format!("{}  {done}/{}  {message}", self.what, self.total));
             self.said = Instant::now();

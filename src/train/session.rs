@@ -232,9 +232,9 @@ impl Session {
             self.state.best =
                 Some(Best { epoch: row.epoch, step: row.step, val_balanced_accuracy: reached });
         }
-        let star = if beaten && val.is_some() { "  *" } else { "" };
+        let mark = if beaten && val.is_some() { "  best so far" } else { "" };
         self.progress.line(&format!(
-            "{what}  train: loss {:.4}, bal. acc. {}   val: loss {}, bal. acc. {}, AUC {}   {images_per_s:.0} images/s{star}",
+            "{what}  train: loss {:.4}, bal. acc. {}   val: loss {}, bal. acc. {}, AUC {}   {images_per_s:.0} images/s{mark}",
             row.train_loss,
             show(row.train_balanced_accuracy),
             row.val_loss.map_or("-".into(), |v| format!("{v:.4}")),

@@ -6,7 +6,7 @@ use crate::ops::case::{Array, Arrays, Attrs};
 use half::{bf16, f16};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// What a tensor's name may begin with.
@@ -45,7 +45,8 @@ impl CaseFile {
             Error::file(path, "its metadata has no 'op'; a case file needs `op` and `attrs` (tests/golden/README.md)")
         })?;
         let mut tensors = Arrays::new();
-        for (name, view) in file.iter() {
+        // In order of name, so that of several wrong tensors the same one is always named.
+        for (name, view) in file.iter().collect::<BTreeMap<_, _>>() {
             let group = name.split_once('.').map_or("", |(group, _)| group);
             if !GROUPS.contains(&group) {
                 let message = format!(

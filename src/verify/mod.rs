@@ -87,23 +87,33 @@ impl Outcome {
     }
 }
 
-/// Runs the built-in cases and the case files on the devices, and writes [`Options::json`]. `progress` is told what is
+/// Runs the crate's own cases and the case files on the devices, and writes [`Options::json`]. `progress` is told what is
 /// about to run.
+///
+/// # Errors
+/// As [`run_ops`].
+pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Outcome> {
+    run_ops(&specs(), options, progress)
+}
+
+/// As [`run`], with other ops than the crate's: those of a program of your own.
 ///
 /// # Errors
 /// [`Error::Usage`] for an unknown op or device string, [`Error::Device`] where no device is left to verify,
 /// [`Error::Io`] and [`Error::File`] for a `cases` path that is not there or a JSON file that cannot be written. What
 /// fails in a case is part of the outcome.
-pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Outcome> {
+pub fn run_ops(
+    ops: &[&'static OpSpec],
+    options: &Options,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Outcome> {
     let only = options.op.as_deref();
     if let Some(op) = only.filter(|op| *op != MODEL) {
-        find_op(op).map_err(Error::usage)?;
+        find_op(ops, op).map_err(Error::usage)?;
     }
     let (devices, mut outcome) = open_devices(options)?;
-    let built_in = specs()
-        .into_iter()
-        .filter(|spec| !options.no_builtin && only.is_none_or(|op| op == spec.name));
-    for spec in built_in {
+    let wanted = |spec: &&OpSpec| !options.no_builtin && only.is_none_or(|op| op == spec.name);
+    for spec in ops.iter().copied().filter(wanted) {
         progress(spec.name);
         for case in (spec.cases)() {
             match Trial::built_in(spec, &case) {
@@ -115,7 +125,7 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Outcome>
     for path in &options.cases {
         for file in case_file::find(path)? {
             progress(&file.display().to_string());
-            check_file(&file, only, &devices, &mut outcome);
+            check_file(&file, ops, only, &devices, &mut outcome);
         }
     }
     if let Some(path) = &options.json {
@@ -125,7 +135,13 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Outcome>
     Ok(outcome)
 }
 
-fn check_file(path: &Path, only: Option<&str>, devices: &[Device], outcome: &mut Outcome) {
+fn check_file(
+    path: &Path,
+    ops: &[&'static OpSpec],
+    only: Option<&str>,
+    devices: &[Device],
+    outcome: &mut Outcome,
+) {
     let label = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
     let file = match CaseFile::read(path) {
         Ok(file) => file,
@@ -134,7 +150,7 @@ fn check_file(path: &Path, only: Option<&str>, devices: &[Device], outcome: &mut
     if only.is_some_and(|op| op != file.op) {
         return;
     }
-    match Subject::from_file(&file) {
+    match Subject::from_file(ops, &file) {
         Ok(subject) => try_on(devices, &subject, outcome),
         Err(e) => outcome.records.push(broken(&file.op, &label, &e)),
     }
@@ -155,12 +171,11 @@ fn broken(op: &str, case: &str, error: &Error) -> Record {
     }
 }
 
-fn find_op(name: &str) -> Result<&'static OpSpec, String> {
-    let specs = specs();
-    if let Some(spec) = specs.iter().find(|spec| spec.name == name) {
+fn find_op(ops: &[&'static OpSpec], name: &str) -> Result<&'static OpSpec, String> {
+    if let Some(spec) = ops.iter().find(|spec| spec.name == name) {
         return Ok(spec);
     }
-    let names: Vec<_> = specs.iter().map(|spec| spec.name).chain([MODEL]).collect();
+    let names: Vec<_> = ops.iter().map(|spec| spec.name).chain([MODEL]).collect();
     Err(format!("unknown op '{name}'; there are {}", names.join(", ")))
 }
 
@@ -171,11 +186,11 @@ enum Subject {
 }
 
 impl Subject {
-    fn from_file(file: &CaseFile) -> Result<Self> {
+    fn from_file(ops: &[&'static OpSpec], file: &CaseFile) -> Result<Self> {
         if file.op == MODEL {
             return ModelTrial::from_file(file).map(Self::Model);
         }
-        let spec = find_op(&file.op).map_err(|message| Error::file(&file.path, message))?;
+        let spec = find_op(ops, &file.op).map_err(|message| Error::file(&file.path, message))?;
         Trial::from_file(spec, file).map(Self::Op)
     }
 
