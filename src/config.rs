@@ -217,7 +217,7 @@ pub enum SchedName {
 }
 
 /// `[output]`: where results go.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Output {
     /// The run directory; empty makes a new one below `runs/`, named after model and data.
@@ -303,12 +303,6 @@ impl Default for Sched {
             decay_epochs: 30.0,
             decay_rate: 0.1,
         }
-    }
-}
-
-impl Default for Output {
-    fn default() -> Self {
-        Self { dir: String::new() }
     }
 }
 

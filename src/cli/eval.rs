@@ -41,7 +41,7 @@ pub struct Options {
     /// Leave out images that cannot be read, and count them
     #[arg(long)]
     skip_bad: bool,
-    /// Where results go; RUN_DIR/eval/<data set> if not given
+    /// Where results go; RUN_DIR/eval/DATA_SET if not given
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Print nothing but errors

@@ -340,6 +340,10 @@ unsafe fn strip_avx2<const M: usize>(
     unsafe {
         for _ in 0..sum.k {
             let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
+            #[allow(
+                clippy::needless_range_loop,
+                reason = "M rows in registers: the plainest loop unrolls best"
+            )]
             for i in 0..M {
                 let x = _mm256_broadcast_ss(&*a.add(i * a_row));
                 acc[i][0] = _mm256_fmadd_ps(x, b0, acc[i][0]);

@@ -469,7 +469,7 @@ mod tests {
         let ones = |shape: &[usize]| Tensor::full(&device, shape, 1.0).unwrap();
         let (x, w) = (ones(&[1, 4, 4, 2]), ones(&[3, 3, 3, 2]));
         let message = |x: &Tensor, w: &Tensor, b: Option<&Tensor>, options: Conv2d| {
-            conv2d(x, w, b, options).err().expect("refused").to_string()
+            conv2d(x, w, b, options).expect_err("refused").to_string()
         };
         let plain = Conv2d::default();
         assert!(message(&x, &ones(&[3, 3, 3, 5]), None, plain).contains("2 channels"));

@@ -93,7 +93,7 @@ mod tests {
         let device = Device::cpu();
         let ones = |shape: &[usize]| Tensor::full(&device, shape, 1.0).unwrap();
         let refused = |x: &Tensor, w: &Tensor, b: Option<&Tensor>| {
-            linear(x, w, b).err().expect("refused").to_string()
+            linear(x, w, b).expect_err("refused").to_string()
         };
         let (x, w) = (ones(&[2, 3]), ones(&[4, 3]));
         assert!(refused(&ones(&[2, 5]), &w, None).contains("must end in 3"));

@@ -179,7 +179,7 @@ mod tests {
 
         fn unmask(masked: u32) -> u32 {
             let rotated = masked.wrapping_sub(0xa282_ead8);
-            rotated >> 17 | rotated << 15
+            rotated.rotate_left(15)
         }
 
         pub(super) fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {

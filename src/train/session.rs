@@ -156,7 +156,7 @@ impl Session {
                 break;
             }
             let every = self.config.train.checkpoint_every;
-            if every > 0 && self.state.step % every == 0 && self.state.epoch_step < total {
+            if every > 0 && self.state.step.is_multiple_of(every) && self.state.epoch_step < total {
                 self.save(&[checkpoint::LAST])?;
             }
         }
@@ -227,7 +227,8 @@ impl Session {
         }
         // Without a validation part there is nothing to choose by, and the latest is called the best.
         let reached = row.val_balanced_accuracy.unwrap_or(f64::NAN);
-        let beaten = self.state.best.is_none_or(|best| !(best.val_balanced_accuracy >= reached));
+        let stands = |best: &Best| best.val_balanced_accuracy >= reached; // false where one is NaN
+        let beaten = !self.state.best.as_ref().is_some_and(stands);
         if beaten {
             self.state.best =
                 Some(Best { epoch: row.epoch, step: row.step, val_balanced_accuracy: reached });
