@@ -131,8 +131,8 @@ fn pack<'s>(
         let at = (rows.start * w + i) * stride;
         let lanes = task.base.map(|base| &x[base + at..][..d]);
         for (c, out) in out.iter_mut().enumerate() {
-            for l in 0..LANES {
-                out.0[l] = scale * lanes[l][c];
+            for (out, lane) in out.0.iter_mut().zip(lanes) {
+                *out = scale * lane[c];
             }
         }
     }
