@@ -14,13 +14,17 @@ pub struct DeviceReport {
     pub caps: Option<Caps>,
 }
 
+/// What a device string may be.
+const EXPECTED: &str = "auto, cpu, wgpu, wgpu:INDEX, wgpu:PART-OF-NAME, cuda:INDEX or cuda-emu";
+
 /// How to get a Vulkan driver, for messages.
 #[cfg(feature = "wgpu")]
 const NO_ADAPTER: &str = "no GPU adapter found; install a Vulkan driver (Debian/Ubuntu: `apt-get install mesa-vulkan-drivers` \
      for AMD, Intel and software rendering; NVIDIA: the vendor driver; in containers set NVIDIA_DRIVER_CAPABILITIES=all)";
 
 impl Device {
-    /// Opens a device: `auto`, `cpu`, `wgpu`, `wgpu:1` (by index), `wgpu:nvidia` (by part of the adapter's name), `cuda:0`.
+    /// Opens a device: `auto`, `cpu`, `wgpu`, `wgpu:1` (by index), `wgpu:nvidia` (by part of the adapter's name), `cuda:0`,
+    /// or `cuda-emu` (the CUDA kernels on the host, for tests, in builds with that feature).
     ///
     /// `auto` takes a hardware GPU where there is one, else the CPU.
     ///
@@ -33,9 +37,8 @@ impl Device {
             ("auto", None) => Ok(hardware().unwrap_or_else(Self::cpu)),
             ("wgpu", _) => open_wgpu(which),
             ("cuda", _) => Err(Error::device(name, cuda_message())),
-            _ => Err(Error::usage(format!(
-                "unknown device '{name}': expected auto, cpu, wgpu, wgpu:INDEX, wgpu:PART-OF-NAME or cuda:INDEX"
-            ))),
+            ("cuda-emu", None) => open_emulated(),
+            _ => Err(Error::usage(format!("unknown device '{name}': expected {EXPECTED}"))),
         }
     }
 }
@@ -73,6 +76,17 @@ fn open_wgpu(_: Option<&str>) -> Result<Device> {
     Err(Error::device("wgpu", "this build has no wgpu; build with `--features wgpu`"))
 }
 
+#[cfg(feature = "cuda-emu")]
+fn open_emulated() -> Result<Device> {
+    Ok(Device::from_backend(Box::new(super::cuda_emu::EmulatedBackend::open()?)))
+}
+
+#[cfg(not(feature = "cuda-emu"))]
+fn open_emulated() -> Result<Device> {
+    let message = "this build has no emulated CUDA device; build with `--features cuda-emu`";
+    Err(Error::device("cuda-emu", message))
+}
+
 fn cuda_message() -> String {
     #[cfg(feature = "cuda")]
     return match super::cuda::probe() {
@@ -105,6 +119,13 @@ pub fn device_reports() -> Vec<DeviceReport> {
         }
     }
     reports.push(missing("cuda:0", cuda_message()));
+    // For tests only: a build without it lacks nothing.
+    if cfg!(feature = "cuda-emu") {
+        reports.push(match open_emulated() {
+            Ok(device) => usable(&device),
+            Err(e) => missing("cuda-emu", e.to_string()),
+        });
+    }
     reports
 }
 

@@ -15,6 +15,7 @@ use crate::tape;
 use crate::tensor::{ALIGN, Tensor};
 use bytemuck::{Pod, Zeroable};
 
+mod cuda;
 mod spec;
 pub(crate) use spec::SPEC;
 
@@ -157,7 +158,7 @@ static FWD: Kernel = Kernel {
     ],
     cpu: cpu::fwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda::FWD,
     plan: plan_tokens,
 };
 
@@ -166,7 +167,7 @@ static BWD_DELTA: Kernel = Kernel {
     bindings: &[("y", READ), ("dy", READ), ("lse", READ), ("stats", WRITE)],
     cpu: cpu::bwd_delta,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda::BWD_DELTA,
     plan: plan_tokens,
 };
 
@@ -176,7 +177,7 @@ static BWD: Kernel = Kernel {
     bindings: backward_bindings!("grads"),
     cpu: cpu::bwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda::BWD,
     plan: plan_tokens,
 };
 
@@ -185,7 +186,7 @@ static BWD_DQ: Kernel = Kernel {
     bindings: backward_bindings!("dq"),
     cpu: cpu::dq,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda::BWD_DQ,
     plan: plan_tokens,
 };
 
@@ -194,7 +195,7 @@ static BWD_DKV: Kernel = Kernel {
     bindings: backward_bindings!("dk", "dv"),
     cpu: cpu::dkv,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda::BWD_DKV,
     plan: plan_tokens,
 };
 
@@ -203,7 +204,7 @@ static BWD_TABLES: Kernel = Kernel {
     bindings: backward_bindings!("partial"),
     cpu: cpu::tables,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda::BWD_TABLES,
     plan: |bytes, _| Plan::items(params::<GlobalAttentionParams>(bytes).partial_rows(), 64),
 };
 
@@ -212,7 +213,7 @@ static BWD_TABLES_SUM: Kernel = Kernel {
     bindings: &[("partial", READ), ("dtables", WRITE)],
     cpu: cpu::tables_sum,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda::BWD_TABLES_SUM,
     plan: |bytes, _| Plan::items(params::<GlobalAttentionParams>(bytes).table_offsets()[3], 64),
 };
 
@@ -221,7 +222,7 @@ static PAD: Kernel = Kernel {
     bindings: &[("x", READ), ("padded", WRITE)],
     cpu: cpu::pad,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda::PAD,
     plan: |bytes, _| {
         let p: PadParams = params(bytes);
         Plan::items(p.rows as usize * p.to as usize, 64)
