@@ -1,20 +1,32 @@
 //! Every op, forward + backward through the tape, on the CPU: `cargo bench --bench ops [-- FILTER]`.
 //!
-//! The rows are those of `benches/peers/torch_bench.py`, under the same names, so that both can be run one after the
-//! other on one machine. A row is a name and a function that makes its inputs and returns what is to be timed; add
-//! rows to the list of your op, or a list to [`rows`].
+//! The rows are those of `benches/peers/torch_bench.py`, under the same names; `benches/peers/compare.py` runs both, one
+//! row after the other. A row is a name and a function that makes its inputs and returns what is to be timed; add rows
+//! to the list of your op, or a list to [`rows`].
 
-use attn2d::ops::{Conv2d, conv2d, linear};
+use attn2d::ops::{
+    Activation, BatchNorm, Border, Conv2d, GlobalAttention, LocalAttention, MaxPool2d, batch_norm,
+    conv2d, global_attention, linear, local_attention, max_pool2d,
+};
 use attn2d::tensor::philox::Philox;
 use attn2d::{Device, Result, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
+use std::time::Duration;
 
 /// What is timed: one forward and one backward.
 type Step = Box<dyn Fn() -> Result<()>>;
 type Row = (String, Box<dyn Fn(&Device) -> Result<Step>>);
 
 fn rows() -> Vec<Row> {
-    [conv2d_rows(), linear_rows()].into_iter().flatten().collect()
+    let of_ops = [
+        conv2d_rows(),
+        linear_rows(),
+        batch_norm_rows(),
+        max_pool_rows(),
+        global_attention_rows(),
+        local_attention_rows(),
+    ];
+    of_ops.into_iter().flatten().collect()
 }
 
 /// N = 8, the convolutions of ResNet18 at 224 x 224; the stem without an input gradient, as in training.
@@ -50,6 +62,104 @@ fn linear_rows() -> Vec<Row> {
     vec![("linear_32x512_1000".into(), Box::new(make))]
 }
 
+/// N = 8, training, fused with ReLU; the last row also with a residual, as the second norm of a ResNet block.
+fn batch_norm_rows() -> Vec<Row> {
+    let row = |name: &str, size: usize, channels: usize, residual: bool| -> Row {
+        let make = move |device: &Device| {
+            let x = random(device, &[8, size, size, channels], 0)?.requires_grad();
+            let r = random(device, &[8, size, size, channels], 1)?.requires_grad();
+            let full = |value| Tensor::full(device, &[channels], value);
+            let (weight, bias) = (full(1.0)?.requires_grad(), full(0.0)?.requires_grad());
+            let (mean, var) = (full(0.0)?, full(1.0)?);
+            let options = BatchNorm { act: Activation::Relu, ..BatchNorm::default() };
+            step(move || {
+                batch_norm(&x, &weight, &bias, &mean, &var, residual.then_some(&r), options)
+            })
+        };
+        (format!("batch_norm_{name}"), Box::new(make))
+    };
+    vec![
+        row("relu_64x56", 56, 64, false),
+        row("relu_256x14", 14, 256, false),
+        row("add_relu_64x56", 56, 64, true),
+    ]
+}
+
+/// N = 8, the pool behind a ResNet's stem.
+fn max_pool_rows() -> Vec<Row> {
+    let row = |size: usize| -> Row {
+        let options = MaxPool2d { kernel: (3, 3), stride: (2, 2), padding: (1, 1) };
+        let make = move |device: &Device| {
+            let x = random(device, &[8, size, size, 64], 0)?.requires_grad();
+            step(move || max_pool2d(&x, options))
+        };
+        (format!("max_pool2d_3x3_s2_64x{size}"), Box::new(make))
+    };
+    vec![row(112), row(56)]
+}
+
+/// N = 8, 8 heads of d channels on square maps; `rel` with tables of row and column offsets, which get gradients too.
+fn global_attention_rows() -> Vec<Row> {
+    let row = |size: usize, d: usize, rel: bool| -> Row {
+        let name = if rel { "global_attention_rel" } else { "global_attention" };
+        let make = move |device: &Device| {
+            let shape = [8, size, size, 8, d];
+            let input = |stream| Ok(random(device, &shape, stream)?.requires_grad());
+            let (q, k, v) = (input(0)?, input(1)?, input(2)?);
+            let table =
+                |stream| Ok(random(device, &[2 * size - 1, 8 * d], stream)?.requires_grad());
+            let (rel_h, rel_w) = (table(3)?, table(4)?);
+            step(move || {
+                let (rel_h, rel_w) = (rel.then_some(&rel_h), rel.then_some(&rel_w));
+                let options = GlobalAttention { rel_h, rel_w, ..GlobalAttention::default() };
+                global_attention(&q, &k, &v, options)
+            })
+        };
+        (format!("{name}_t{}_d{d}", size * size), Box::new(make))
+    };
+    vec![
+        row(7, 64, false),
+        row(14, 32, false),
+        row(14, 64, false),
+        row(28, 32, false),
+        row(28, 64, false),
+        row(14, 32, true),
+        row(28, 32, true),
+    ]
+}
+
+/// N = 8, 8 heads, zero border and both tables, as the `unfold` formulation has it.
+fn local_attention_rows() -> Vec<Row> {
+    let row = |channels: usize, size: usize, k: usize| -> Row {
+        let make = move |device: &Device| {
+            let shape = [8, size, size, 8, channels / 8];
+            let input = |stream| Ok(random(device, &shape, stream)?.requires_grad());
+            let (q, k_, v) = (input(0)?, input(1)?, input(2)?);
+            let table = |stream| Ok(random(device, &[k, channels], stream)?.requires_grad());
+            let (rel_h, rel_w) = (table(3)?, table(4)?);
+            step(move || {
+                let options = LocalAttention {
+                    window: (k, k),
+                    border: Border::Zero,
+                    rel_h: Some(&rel_h),
+                    rel_w: Some(&rel_w),
+                    ..LocalAttention::default()
+                };
+                local_attention(&q, &k_, &v, options)
+            })
+        };
+        (format!("local_attention_k{k}_{channels}x{size}"), Box::new(make))
+    };
+    vec![
+        row(128, 28, 7),
+        row(128, 28, 3),
+        row(128, 28, 13),
+        row(64, 56, 7),
+        row(256, 14, 7),
+        row(512, 7, 7),
+    ]
+}
+
 /// Standard normal numbers.
 fn random(device: &Device, shape: &[usize], stream: u32) -> Result<Tensor> {
     Tensor::randn(device, shape, Philox { seed: 1, step: 0, op: stream })
@@ -72,5 +182,12 @@ fn bench(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bench);
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(30)
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(4));
+    targets = bench
+}
 criterion_main!(benches);

@@ -87,13 +87,3 @@ KERNEL(256) global_attention_fwd_d128_f32(GlobalAttentionParams p, const float *
     DYN_SMEM(float, shared);
     forward<128>(p, q, k, v, tables, y, lse, shared);
 }
-
-struct PadParams { u32 rows, from, to; };
-
-// Rows of one width as rows of another: cut, or filled with zeros. A thread owns a number of the output.
-KERNEL(256) global_attention_pad_f32(PadParams p, const float *x, float *padded) {
-    u32 i = flat_id();
-    if (i >= p.rows * p.to) return;
-    u32 c = i % p.to;
-    padded[i] = c < p.from ? x[i / p.to * p.from + c] : 0.0f;
-}

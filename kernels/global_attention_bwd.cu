@@ -13,25 +13,6 @@
 #include "common.cuh"
 #include "attention_tiles.cuh"
 
-// stats = (lse, y.dy) of each row; eight lanes own a row.
-KERNEL(256) global_attention_bwd_delta_f32(
-    GlobalAttentionParams p, const float *y, const float *dy, const float *lse, float *stats) {
-    u32 row = flat_id() / 8, lane = threadIdx.x % 8;
-    bool inside = row < p.n * p.g * p.h * p.w;
-    float sum = 0.0f;
-    if (inside) {
-        for (u32 c = 4 * lane; c < p.d; c += 32) {
-            float4 a = load4(y + row * p.d + c), b = load4(dy + row * p.d + c);
-            sum += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
-        }
-    }
-    for (int other = 4; other > 0; other /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, other);
-    if (inside && lane == 0) {
-        stats[2 * row] = lse[row];
-        stats[2 * row + 1] = sum;
-    }
-}
-
 // ------------------------------------------------------------------------------------------------ dq
 
 // Sums of dS over the keys of each map row of the tile, and, added up over tiles, of each map column: who owns a line and a query

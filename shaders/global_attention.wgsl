@@ -31,66 +31,14 @@ struct GlobalAttentionParams {
     part: u32,
 }
 
-struct PadParams {
-    rows: u32,
-    from_width: u32,
-    to_width: u32,
-}
-
 @group(0) @binding(0) var<uniform> p: GlobalAttentionParams;
-@group(0) @binding(0) var<uniform> pad: PadParams;
 
-// Forward and every backward pass.
-@group(0) @binding(1) var<storage, read> q: array<vec4f>;
-@group(0) @binding(2) var<storage, read> k: array<vec4f>;
-@group(0) @binding(3) var<storage, read> v: array<vec4f>;
-@group(0) @binding(4) var<storage, read> tables: array<vec4f>;
-// Forward.
-@group(0) @binding(5) var<storage, read_write> y: array<vec4f>;
-@group(0) @binding(6) var<storage, read_write> lse: array<f32>;
-// Backward: (log-sum-exp, rowsum(dy * y)) of each query, then gradients.
-@group(0) @binding(5) var<storage, read> dy: array<vec4f>;
-@group(0) @binding(6) var<storage, read> stats: array<vec2f>;
-@group(0) @binding(7) var<storage, read_write> grad: array<vec4f>;
-@group(0) @binding(8) var<storage, read_write> grad_v: array<vec4f>;
-// delta.
-@group(0) @binding(1) var<storage, read> saved_y: array<vec4f>;
-@group(0) @binding(2) var<storage, read> given_dy: array<vec4f>;
-@group(0) @binding(3) var<storage, read> saved_lse: array<f32>;
-@group(0) @binding(4) var<storage, read_write> new_stats: array<vec2f>;
-// tables_sum and pad.
-@group(0) @binding(1) var<storage, read> numbers: array<f32>;
-@group(0) @binding(2) var<storage, read_write> result: array<f32>;
-
-// vec4s of output that an invocation holds.
-const CHUNK = 8u;
-// Keys (or queries) that it takes at a time.
-const BLOCK = 8u;
-
-alias Chunk = array<vec4f, CHUNK>;
-alias Block = array<f32, BLOCK>;
-
-// A token of a head: token t of the head starts at vec4 `base + t * stride`, its statistics lie at `stat + t * p.g`.
-struct Place {
-    t: u32,
-    y: u32,
-    x: u32,
-    g: u32,
-    base: u32,
-    stride: u32,
-    stat: u32,
+fn table_rows() -> u32 {
+    return 2u * p.h - 1u;
 }
 
-fn place(n: u32, g: u32, t: u32) -> Place {
-    let tokens = p.h * p.w;
-    let first = n * tokens * p.g + g;
-    return Place(t, t / p.w, t % p.w, g, first * (p.d / 4u), p.g * (p.d / 4u), first);
-}
-
-// Invocation i's token: the tokens of a head stand side by side.
-fn place_of(i: u32) -> Place {
-    let tokens = p.h * p.w;
-    return place(i / tokens / p.g, i / tokens % p.g, i % tokens);
+fn table_columns() -> u32 {
+    return 2u * p.w - 1u;
 }
 
 fn any_table() -> bool {
@@ -100,49 +48,6 @@ fn any_table() -> bool {
 // Rows and columns of the walk over the other tokens: without tables their place does not matter, and the map is one long row.
 fn walk() -> vec2u {
     return select(vec2u(1u, p.h * p.w), vec2u(p.h, p.w), any_table());
-}
-
-// Parts of the packed tables start at multiples of 64 numbers.
-fn aligned(n: u32) -> u32 {
-    return (n + 63u) / 64u * 64u;
-}
-
-fn rel_w_start() -> u32 {
-    return aligned(p.has_rel_h * (2u * p.h - 1u) * p.g * p.d);
-}
-
-fn bias_start() -> u32 {
-    return rel_w_start() + aligned(p.has_rel_w * (2u * p.w - 1u) * p.g * p.d);
-}
-
-// First vec4 of head g's part of a row of rel_h, of rel_w.
-fn rel_h_row(g: u32, a: u32) -> u32 {
-    return (a * p.g + g) * (p.d / 4u);
-}
-
-fn rel_w_row(g: u32, b: u32) -> u32 {
-    return rel_w_start() / 4u + (b * p.g + g) * (p.d / 4u);
-}
-
-// A bias, or 0 where there is none.
-fn bias_of(g: u32, a: u32, b: u32) -> f32 {
-    if p.has_bias == 0u {
-        return 0.0;
-    }
-    let i = bias_start() + (g * (2u * p.h - 1u) + a) * (2u * p.w - 1u) + b;
-    return tables[i / 4u][i % 4u];
-}
-
-// q . rel_h[a], or 0 where there is no such table.
-fn row_term(at: Place, a: u32) -> f32 {
-    var sum = 0.0;
-    if p.has_rel_h != 0u {
-        let row = rel_h_row(at.g, a);
-        for (var c = 0u; c < p.d / 4u; c++) {
-            sum += dot(q[at.base + at.t * at.stride + c], tables[row + c]);
-        }
-    }
-    return sum;
 }
 
 // The keys x0.. of a row; past the last the last again, which callers mask.
@@ -258,22 +163,4 @@ fn global_attention_fwd_f32(
         }
         lse[at.stat + at.t * p.g] = done.lse;
     }
-}
-
-// Rows of one width as rows of another: cut, or filled with zeros.
-@compute @workgroup_size(64)
-fn global_attention_pad_f32(
-    @builtin(global_invocation_id) gid: vec3u,
-    @builtin(num_workgroups) groups: vec3u,
-) {
-    let i = flat_id(gid, groups, 64u);
-    if i >= pad.rows * pad.to_width {
-        return;
-    }
-    let c = i % pad.to_width;
-    var x = 0.0;
-    if c < pad.from_width {
-        x = numbers[i / pad.to_width * pad.from_width + c];
-    }
-    result[i] = x;
 }

@@ -1,22 +1,5 @@
 // Backward of global attention; put after global_attention.wgsl, whose bindings and helpers it uses.
 
-// stats = (lse, sum over d of y * dy); rows in the tensors' order.
-@compute @workgroup_size(64)
-fn global_attention_bwd_delta_f32(
-    @builtin(global_invocation_id) gid: vec3u,
-    @builtin(num_workgroups) groups: vec3u,
-) {
-    let row = flat_id(gid, groups, 64u);
-    if row >= p.n * p.g * p.h * p.w {
-        return;
-    }
-    var sum = 0.0;
-    for (var i = row * (p.d / 4u); i < (row + 1u) * (p.d / 4u); i++) {
-        sum += dot(saved_y[i], given_dy[i]);
-    }
-    new_stats[row] = vec2f(saved_lse[row], sum);
-}
-
 // dq of a query: dS = P (dy.v - delta), dq = sum of dS (scale k + rel_h[a] + rel_w[b]).
 fn dq_chunk(at: Place, chunk: u32) -> Chunk {
     let walk = walk();
@@ -192,17 +175,7 @@ fn global_attention_bwd_f32(
     }
 }
 
-// vec4s that the table pass writes for each offset: dS * q where there are rel tables, then dS for the bias.
-fn partial_width() -> u32 {
-    return select(0u, p.d / 4u, p.has_rel_h + p.has_rel_w > 0u) + p.has_bias;
-}
-
-// An offset of a head: dS and dS * q (CHUNK vec4s from `chunk` on) summed over the pairs of tokens at this offset.
-struct OffsetSums {
-    dsq: Chunk,
-    ds: f32,
-}
-
+// The sums of head g at offset (a, b) over a piece of the batch.
 fn offset_sums(piece: u32, g: u32, a: u32, b: u32, chunk: u32) -> OffsetSums {
     let images = (p.n + p.pieces - 1u) / p.pieces;
     // Queries whose key at this offset lies in the map.
@@ -249,7 +222,7 @@ fn global_attention_bwd_tables_f32(
     @builtin(num_workgroups) groups: vec3u,
 ) {
     let i = flat_id(gid, groups, 64u);
-    let sizes = vec2u(2u * p.h - 1u, 2u * p.w - 1u);
+    let sizes = vec2u(table_rows(), table_columns());
     if i >= p.pieces * p.g * sizes.x * sizes.y {
         return;
     }
@@ -257,60 +230,15 @@ fn global_attention_bwd_tables_f32(
     let a = i / sizes.y % sizes.x;
     let g = i / sizes.y / sizes.x % p.g;
     let piece = i / sizes.y / sizes.x / p.g;
-    let width = partial_width();
-    let rel = width - p.has_bias;
-    for (var chunk = 0u; chunk < max(rel, 1u); chunk += CHUNK) {
-        let sums = offset_sums(piece, g, a, b, chunk);
-        for (var c = 0u; c < CHUNK; c++) {
-            if chunk + c < rel {
-                grad[i * width + chunk + c] = sums.dsq[c];
-            }
-        }
-        if p.has_bias != 0u {
-            grad[i * width + rel] = vec4f(sums.ds, 0.0, 0.0, 0.0);
-        }
+    for (var chunk = 0u; chunk < p.d / 4u; chunk += CHUNK) {
+        store_sums(i, chunk, offset_sums(piece, g, a, b, chunk));
     }
 }
 
-// An element of the packed tables' gradient: rel_h sums over pieces and column offsets, rel_w over pieces and row offsets, bias
-// over pieces.
 @compute @workgroup_size(64)
 fn global_attention_bwd_tables_sum_f32(
     @builtin(global_invocation_id) gid: vec3u,
     @builtin(num_workgroups) groups: vec3u,
 ) {
-    let i = flat_id(gid, groups, 64u);
-    let sizes = vec2u(2u * p.h - 1u, 2u * p.w - 1u);
-    let row = p.g * p.d;
-    let bias = bias_start();
-    if i >= bias + aligned(p.has_bias * p.g * sizes.x * sizes.y) {
-        return;
-    }
-    let width = 4u * partial_width();
-    // The first sum, how many follow in a piece and how far apart; none for the gaps between the tables.
-    var first = 0u;
-    var step = width;
-    var count = 0u;
-    if i < rel_w_start() {
-        let c = i % row;
-        first = ((c / p.d * sizes.x + i / row) * sizes.y) * width + c % p.d;
-        count = select(0u, sizes.y, i / row < sizes.x);
-    } else if i < bias {
-        let c = (i - rel_w_start()) % row;
-        let b = (i - rel_w_start()) / row;
-        first = (c / p.d * sizes.x * sizes.y + b) * width + c % p.d;
-        step = width * sizes.y;
-        count = select(0u, sizes.x, b < sizes.y);
-    } else {
-        first = (i - bias) * width + width - 4u;
-        count = select(0u, 1u, i - bias < p.g * sizes.x * sizes.y);
-    }
-    var sum = 0.0;
-    for (var piece = 0u; piece < p.pieces; piece++) {
-        let start = first + piece * p.g * sizes.x * sizes.y * width;
-        for (var j = 0u; j < count; j++) {
-            sum += numbers[start + j * step];
-        }
-    }
-    result[i] = sum;
+    sum_tables(flat_id(gid, groups, 64u));
 }

@@ -15,7 +15,7 @@
 use super::gemm::{COLS, gemm};
 use super::threads::SharedMut;
 use crate::kernel::CpuArgs;
-use crate::ops::global_attention::{GlobalAttentionParams as Params, PadParams};
+use crate::ops::global_attention::GlobalAttentionParams as Params;
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
@@ -23,18 +23,13 @@ mod backward;
 mod forward;
 mod split;
 
-pub(crate) use backward::{Inputs, backward, delta};
+pub(crate) use backward::{Inputs, backward};
 pub(crate) use forward::forward;
 pub(crate) use split::{dkv, dq, tables, tables_sum};
 
 /// [`forward`]: q, k, v, tables -> y, lse.
 pub(crate) fn fwd(a: &CpuArgs<'_>) {
     forward(&a.params(), a.f32(0), a.f32(1), a.f32(2), a.f32(3), a.f32_mut(4), a.f32_mut(5));
-}
-
-/// [`delta`]: y, dy, lse -> stats.
-pub(crate) fn bwd_delta(a: &CpuArgs<'_>) {
-    delta(&a.params(), a.f32(0), a.f32(1), a.f32(2), a.f32_mut(3));
 }
 
 /// [`backward`]: q, k, v, tables, dy, stats -> dq, dk, dv and the tables' gradients, packed in one buffer.
@@ -51,18 +46,6 @@ pub(crate) fn bwd(a: &CpuArgs<'_>) {
 fn inputs<'a>(a: &CpuArgs<'a>) -> Inputs<'a> {
     let [q, k, v, tables, dy, stats] = [0, 1, 2, 3, 4, 5].map(|i| a.f32(i));
     Inputs { q, k, v, dy, stats, tables }
-}
-
-/// `out[r, c] = x[r, c]` for rows of `p.from` numbers into rows of `p.to`: zeros past the shorter row.
-pub(crate) fn pad(a: &CpuArgs<'_>) {
-    let p: PadParams = a.params();
-    let rows =
-        a.f32_mut(1).chunks_exact_mut(p.to as usize).zip(a.f32(0).chunks_exact(p.from as usize));
-    for (out, x) in rows {
-        let both = out.len().min(x.len());
-        out[..both].copy_from_slice(&x[..both]);
-        out[both..].fill(0.0);
-    }
 }
 
 /// Queries of a tile: a multiple of the 6 rows that `gemm` keeps in registers. Timed with 24..96 queries times 64..128 keys
@@ -219,7 +202,7 @@ struct Tables<'a> {
 impl<'a> Tables<'a> {
     /// What head g sees: its columns of `rel_h` and `rel_w` (rows stay G*d apart), its own bias table.
     fn of_head(p: &Params, tables: &'a [f32], g: usize) -> Self {
-        let [h, w, b, _] = p.table_offsets();
+        let [h, w, b, _] = p.layout().offsets();
         let (skip, bias) = (g * p.d as usize, p.offsets_h() * p.offsets_w());
         Self {
             rel_h: (p.has_rel_h != 0).then(|| &tables[h + skip..w]),
@@ -339,6 +322,7 @@ fn exp2(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::attention_rows::rows_delta;
     use crate::tensor::philox::Philox;
 
     fn numbers(n: usize, op: u32) -> Vec<f32> {
@@ -366,12 +350,12 @@ mod tests {
     /// y, lse, then dq, dk, dv and the tables' gradients.
     fn everything(p: &Params) -> Vec<Vec<f32>> {
         let [q, k, v, dy] = [0, 1, 2, 3].map(|i| numbers(p.len(), i));
-        let tables = numbers(p.table_offsets()[3], 4);
+        let tables = numbers(p.layout().offsets()[3], 4);
         let rows = p.len() / p.d as usize;
         let (mut y, mut lse, mut stats) =
             (vec![0.0; p.len()], vec![0.0; rows], vec![0.0; 2 * rows]);
         forward(p, &q, &k, &v, &tables, &mut y, &mut lse);
-        delta(p, &y, &dy, &lse, &mut stats);
+        rows_delta(p.d as usize, &y, &dy, &lse, &mut stats);
         let (mut dq, mut dk, mut dv) = (y.clone(), y.clone(), y.clone());
         let mut dtables = tables.clone();
         let x = Inputs { q: &q, k: &k, v: &v, dy: &dy, stats: &stats, tables: &tables };

@@ -4,6 +4,7 @@
 //! Results do not depend on the number of threads: work is cut into the same pieces whoever does them, and sums are
 //! taken in a fixed order.
 
+pub(crate) mod attention_rows;
 pub(crate) mod batch_norm;
 pub(crate) mod conv2d;
 pub(crate) mod cross_entropy;
@@ -14,6 +15,7 @@ pub(crate) mod global_attention;
 pub(crate) mod global_avg_pool;
 pub(crate) mod lanes;
 pub(crate) mod layer_norm;
+pub(crate) mod local_attention;
 pub(crate) mod max_pool2d;
 pub(crate) mod optim_step;
 pub(crate) mod reduce;

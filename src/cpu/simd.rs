@@ -37,6 +37,35 @@ macro_rules! vectorise {
 }
 pub(crate) use vectorise;
 
+/// `vector_fn! { fn name(x: T, ..) -> R { .. } }` defines a function whose body is compiled twice, as by [`vectorise!`], and
+/// which picks the version for the CPU at hand. For bodies too long for a closure to be inlined.
+macro_rules! vector_fn {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block
+    ) => {
+        $(#[$meta])*
+        $vis fn $name($($arg: $type),*) $(-> $out)? {
+            #[inline(always)]
+            fn any($($arg: $type),*) $(-> $out)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn fast($($arg: $type),*) $(-> $out)? {
+                    any($($arg),*)
+                }
+                if $crate::cpu::simd::has_avx2_fma() {
+                    // SAFETY: the two features were just detected.
+                    return unsafe { fast($($arg),*) };
+                }
+            }
+            any($($arg),*)
+        }
+    };
+}
+pub(crate) use vector_fn;
+
 /// Whether this CPU has AVX2 and FMA (asked once, then cached by the standard library).
 #[cfg(target_arch = "x86_64")]
 #[inline]

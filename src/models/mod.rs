@@ -235,6 +235,14 @@ pub fn list() -> Result<Vec<Listing>> {
             "global attention with relative positions for the second 3x3 of each block of stage 4",
         ),
         (
+            "+la7@3,4",
+            "local attention in a 7x7 window for the second 3x3 of each block of stages 3 and 4",
+        ),
+        (
+            "+ela7@3,4",
+            "the same with learned relative positions (our reading of \"embedded local\")",
+        ),
+        (
             "+ga@4:append",
             "global attention as residual branches that start at zero, after each block of stage 4",
         ),

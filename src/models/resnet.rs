@@ -206,6 +206,9 @@ impl Module for Appended {
 fn config(a: &AttentionSpec, channels: usize, map: (usize, usize)) -> AttentionConfig {
     let reach = match a.variant {
         Variant::Global => Reach::Global { map },
+        Variant::Local | Variant::EmbeddedLocal => {
+            Reach::Local { window: (a.window, a.window), border: a.border }
+        }
     };
     AttentionConfig { channels, heads: a.heads, reach, position: a.position }
 }

@@ -13,6 +13,15 @@
 //! | `stages=2` | leave the last stages out | `stages=4` |
 //! | `stem=small` | a 3x3 stem at stride 1 without pooling, for images of 28 or 32 pixels | `stem=large` |
 //!
+//! | variant | what a query sees | logit |
+//! |---|---|---|
+//! | `ga` | the whole map | q.k / sqrt(d) + q.(rel_h + rel_w), learned relative positions |
+//! | `la` | a window, `la7` for 7x7 | q.k / sqrt(d), no position term |
+//! | `ela`, `ela-position` | a window | as `la`, with learned relative positions |
+//!
+//! What the paper means by "embedded local" attention is not known; `ela` is our reading of it: local attention with the
+//! relative position embeddings of stand-alone self-attention.
+//!
 //! | option of an attention | meaning | default |
 //! |---|---|---|
 //! | `replace` | the attention takes the place of the block's second 3x3 convolution | yes |
@@ -25,6 +34,7 @@
 //! defaults are our choice: the paper's placements and sizes are not known.
 
 use crate::error::{Error, Result};
+use crate::ops::{Border, MAX_WINDOW};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -67,6 +77,10 @@ pub enum Stem {
 pub enum Variant {
     /// `ga`: global, with relative position tables.
     Global,
+    /// `la`: local, without a position term.
+    Local,
+    /// `ela` or `ela-position`: local, with relative position tables.
+    EmbeddedLocal,
 }
 
 /// Where attention stands in a block.
@@ -93,10 +107,17 @@ pub struct AttentionSpec {
     pub heads: usize,
     /// Whether there are position tables.
     pub position: bool,
+    /// What a window sees outside the map; not used by `ga`.
+    pub border: Border,
 }
 
 const BACKBONES: [Backbone; 2] = [Backbone::ResNet18, Backbone::ResNet34];
-const VARIANTS: [(&str, Variant); 1] = [("ga", Variant::Global)];
+const VARIANTS: [(&str, Variant); 4] = [
+    ("ga", Variant::Global),
+    ("la", Variant::Local),
+    ("ela", Variant::EmbeddedLocal),
+    ("ela-position", Variant::EmbeddedLocal),
+];
 const WIDTH: usize = 64;
 const WINDOW: usize = 7;
 const HEADS: usize = 8;
@@ -127,6 +148,8 @@ impl Variant {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Global => "ga",
+            Self::Local => "la",
+            Self::EmbeddedLocal => "ela",
         }
     }
 }
@@ -195,7 +218,8 @@ impl Spec {
             places: BTreeSet::new(),
             placement: Placement::Replace,
             heads: HEADS,
-            position: true,
+            position: variant != Variant::Local,
+            border: Border::Mask,
         };
         match places {
             Some(places) => {
@@ -249,6 +273,8 @@ impl AttentionSpec {
             ("border", _) if global => {
                 return Err("'ga' sees the whole map: it has no border".into());
             }
+            ("border", "mask") => self.border = Border::Mask,
+            ("border", "zero") => self.border = Border::Zero,
             ("border", other) => return Err(unknown("border", other, &["mask", "zero"])),
             ("pos", _) if !global => {
                 return Err(format!(
@@ -331,6 +357,9 @@ impl fmt::Display for Spec {
             if a.heads != HEADS {
                 options.push(format!("heads={}", a.heads));
             }
+            if a.border == Border::Zero {
+                options.push("border=zero".into());
+            }
             if a.variant == Variant::Global && !a.position {
                 options.push("pos=none".into());
             }
@@ -352,6 +381,12 @@ fn parse_window(variant: Variant, text: &str) -> Result<usize, String> {
     match variant {
         Variant::Global if text.is_empty() => Ok(WINDOW),
         Variant::Global => Err(format!("'ga' sees the whole map: it has no window '{text}'")),
+        _ if text.is_empty() => Ok(WINDOW),
+        _ => number(text).filter(|k| k % 2 == 1 && *k <= MAX_WINDOW).ok_or_else(|| {
+            format!(
+                "window '{text}': the window is an odd number up to {MAX_WINDOW}, such as {WINDOW}"
+            )
+        }),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Conv, Init, Mode, Module, Slot, join, parameter};
 use crate::error::{Error, Result};
 use crate::ops::case::Layout;
-use crate::ops::{self, GlobalAttention};
+use crate::ops::{self, Border, GlobalAttention, LocalAttention};
 use crate::tensor::Tensor;
 
 /// Which pixels a query sees.
@@ -13,6 +13,13 @@ pub enum Reach {
     Global {
         /// Height and width of the map.
         map: (usize, usize),
+    },
+    /// A window round the query.
+    Local {
+        /// Height and width of the window, odd and at most [`ops::MAX_WINDOW`].
+        window: (usize, usize),
+        /// What it sees outside the map.
+        border: Border,
     },
 }
 
@@ -56,6 +63,7 @@ impl Attention {
         }
         let offsets = match config.reach {
             Reach::Global { map: (h, w) } => (2 * h - 1, 2 * w - 1),
+            Reach::Local { window, .. } => window,
         };
         let mut projection = || Conv::new(init, channels, channels, 1, 1);
         let (q, k, v) = (projection()?, projection()?, projection()?);
@@ -95,6 +103,10 @@ impl Module for Attention {
             Reach::Global { .. } => {
                 let opt = GlobalAttention { rel_h, rel_w, ..Default::default() };
                 ops::global_attention(&q, &k, &v, opt)?
+            }
+            Reach::Local { window, border } => {
+                let opt = LocalAttention { window, border, rel_h, rel_w, ..Default::default() };
+                ops::local_attention(&q, &k, &v, opt)?
             }
         };
         y.reshape(&[n, h, w, c])

@@ -1,6 +1,8 @@
 //! What can be computed. One file an op: parameters, the one place where shapes are checked, forward, backward, and the
 //! cases that parity tests, gradient checks, benchmarks and `attn2d verify` all walk.
 
+pub(crate) mod attention;
+pub(crate) mod attention_rows;
 pub(crate) mod batch_norm;
 pub mod case;
 pub(crate) mod conv2d;
@@ -11,6 +13,7 @@ pub(crate) mod global_attention;
 pub(crate) mod global_avg_pool;
 pub(crate) mod layer_norm;
 mod linear;
+pub(crate) mod local_attention;
 pub(crate) mod max_pool2d;
 pub(crate) mod optim_step;
 pub(crate) mod reduce;
@@ -25,6 +28,7 @@ pub use global_attention::{GlobalAttention, global_attention};
 pub use global_avg_pool::global_avg_pool;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::linear;
+pub use local_attention::{Border, LocalAttention, MAX_WINDOW, local_attention};
 pub use max_pool2d::{MaxPool2d, max_pool2d};
 pub use optim_step::{AdamW, Sgd, adamw_step, sgd_step};
 pub use softmax::softmax;
@@ -44,6 +48,7 @@ pub fn specs() -> Vec<&'static OpSpec> {
         &conv2d::CONV2D,
         &linear::LINEAR,
         &global_attention::SPEC,
+        &local_attention::SPEC,
         &batch_norm::SPEC,
         &layer_norm::SPEC,
         &max_pool2d::SPEC,

@@ -48,34 +48,6 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// `stats[.., 0] = lse`, `stats[.., 1] = sum over d of y * dy`.
-pub(crate) fn delta(p: &Params, y: &[f32], dy: &[f32], lse: &[f32], stats: &mut [f32]) {
-    const ROWS: usize = 256;
-    let d = p.d as usize;
-    let rows = stats.par_chunks_mut(2 * ROWS).zip(lse.par_chunks(ROWS));
-    rows.zip(y.par_chunks(ROWS * d)).zip(dy.par_chunks(ROWS * d)).for_each(|(((s, l), y), dy)| {
-        vectorise!(|| {
-            let rows = s.chunks_exact_mut(2).zip(l).zip(y.chunks_exact(d).zip(dy.chunks_exact(d)));
-            for ((s, &lse), (y, dy)) in rows {
-                (s[0], s[1]) = (lse, dot(y, dy));
-            }
-        })
-    });
-}
-
-#[inline(always)]
-fn dot(x: &[f32], y: &[f32]) -> f32 {
-    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<8>(), y.as_chunks::<8>());
-    let mut lanes = [0.0f32; 8];
-    for (x, y) in x.iter().zip(y) {
-        for (lane, (x, y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
-            *lane = x.mul_add(*y, *lane);
-        }
-    }
-    let rest: f32 = x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum();
-    lanes.iter().sum::<f32>() + rest
-}
-
 #[inline(always)]
 fn sum(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<8>();
@@ -340,7 +312,7 @@ impl TableGrads {
 
     /// Adds up the tasks' gradients in order, into the tables' own layout.
     fn reduce(&self, p: &Params, tasks: &[Task], partial: &[f32], out: &mut [f32]) {
-        let [h, w, b, end] = p.table_offsets();
+        let [h, w, b, end] = p.layout().offsets();
         let (d, row) = (p.d as usize, (p.g * p.d) as usize);
         let offsets = p.offsets_h() * p.offsets_w();
         out[..end].fill(0.0);

@@ -2,19 +2,20 @@
 //! benchmarks and tests that ask for a pass by name.
 
 use super::*;
+use crate::cpu::attention_rows::sum_tables;
 
 /// q, k, v, tables, dy, stats -> dq.
 pub(crate) fn dq(a: &CpuArgs<'_>) {
     let p: Params = a.params();
     let (mut dk, mut dv) = (vec![0.0; p.len()], vec![0.0; p.len()]);
-    let mut dtables = vec![0.0; p.table_offsets()[3]];
+    let mut dtables = vec![0.0; p.layout().offsets()[3]];
     backward(&p, inputs(a), a.f32_mut(6), &mut dk, &mut dv, &mut dtables);
 }
 
 /// q, k, v, tables, dy, stats -> dk, dv.
 pub(crate) fn dkv(a: &CpuArgs<'_>) {
     let p: Params = a.params();
-    let (mut dq, mut dtables) = (vec![0.0; p.len()], vec![0.0; p.table_offsets()[3]]);
+    let (mut dq, mut dtables) = (vec![0.0; p.len()], vec![0.0; p.layout().offsets()[3]]);
     backward(&p, inputs(a), &mut dq, a.f32_mut(6), a.f32_mut(7), &mut dtables);
 }
 
@@ -25,7 +26,7 @@ pub(crate) fn tables(a: &CpuArgs<'_>) {
     let (p, x): (Params, _) = (a.params(), inputs(a));
     let partial = a.f32_mut(6);
     partial.fill(0.0);
-    let (tokens, d, width) = (p.tokens(), p.d as usize, p.partial_width());
+    let (tokens, d, width) = (p.tokens(), p.d as usize, p.layout().partial_width());
     let images = (p.n as usize).div_ceil(p.pieces as usize);
     for Task { head, .. } in tasks(&p, tokens) {
         let at = |t: usize| head.base + t * head.stride..head.base + t * head.stride + d;
@@ -60,27 +61,7 @@ fn dot(x: &[f32], y: &[f32]) -> f32 {
     x.iter().zip(y).map(|(x, y)| x * y).sum()
 }
 
-/// partial -> the tables' gradients: `rel_h` sums over the pieces and the column offsets, `rel_w` over the pieces and the
-/// row offsets, `bias` over the pieces.
+/// partial -> the tables' gradients.
 pub(crate) fn tables_sum(a: &CpuArgs<'_>) {
-    let p: Params = a.params();
-    let (partial, out) = (a.f32(0), a.f32_mut(1));
-    let [h, w, b, end] = p.table_offsets();
-    let (rows, columns, d) = (p.offsets_h(), p.offsets_w(), p.d as usize);
-    let (width, groups) = (p.partial_width(), p.g as usize);
-    out[..end].fill(0.0);
-    for (i, sums) in partial.chunks_exact(width).enumerate() {
-        let (column, row, g) = (i % columns, i / columns % rows, i / columns / rows % groups);
-        for (present, at) in
-            [(p.has_rel_h, h + row * groups * d), (p.has_rel_w, w + column * groups * d)]
-        {
-            if present != 0 {
-                let out = &mut out[at + g * d..][..d];
-                out.iter_mut().zip(sums).for_each(|(o, s)| *o += s);
-            }
-        }
-        if p.has_bias != 0 {
-            out[b + (g * rows + row) * columns + column] += sums[width - 4];
-        }
-    }
+    sum_tables(&a.params::<Params>().layout(), a.f32(0), a.f32_mut(1));
 }

@@ -1,6 +1,6 @@
 //! Plans of the CUDA kernels of global attention: the same tiles and bytes as `kernels/attention_tiles.cuh`.
 
-use super::{GlobalAttentionParams, PadParams};
+use super::GlobalAttentionParams;
 use crate::Caps;
 use crate::kernel::{Cuda, CudaPlan, CudaText, cuda_text, params};
 
@@ -39,23 +39,6 @@ pub(super) const FWD: Option<Cuda> = Some(Cuda {
     },
 });
 
-pub(super) const PAD: Option<Cuda> = Some(Cuda {
-    text: FORWARD,
-    plan: |bytes, _| {
-        let p: PadParams = params(bytes);
-        CudaPlan::items(p.rows as usize * p.to as usize, 1, THREADS)
-    },
-});
-
-/// Eight threads a row.
-pub(super) const BWD_DELTA: Option<Cuda> = Some(Cuda {
-    text: BACKWARD,
-    plan: |bytes, _| {
-        let p: GlobalAttentionParams = params(bytes);
-        CudaPlan::items(8 * p.n as usize * p.tokens() * p.g as usize, 1, THREADS)
-    },
-});
-
 /// Maps of one tile.
 pub(super) const BWD: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
@@ -86,7 +69,7 @@ pub(super) const BWD_TABLES: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
     plan: |bytes, _| {
         let p: GlobalAttentionParams = params(bytes);
-        CudaPlan::items(32 * p.partial_rows(), 1, THREADS)
+        CudaPlan::items(32 * p.pieces as usize * p.layout().partial_rows(), 1, THREADS)
     },
 });
 
@@ -94,6 +77,6 @@ pub(super) const BWD_TABLES_SUM: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
     plan: |bytes, _| {
         let p: GlobalAttentionParams = params(bytes);
-        CudaPlan::items(p.table_offsets()[3], 1, THREADS)
+        CudaPlan::items(p.layout().offsets()[3], 1, THREADS)
     },
 });

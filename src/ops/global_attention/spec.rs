@@ -123,6 +123,8 @@ fn indices(sizes: [usize; 4]) -> impl Iterator<Item = (usize, usize, usize, usiz
 mod tests {
     use super::super::*;
     use crate::Device;
+    use crate::ops::attention::{packed_gradients, separate_gradients};
+    use crate::ops::attention_rows::delta;
     use crate::tensor::philox::Philox;
 
     fn randn(device: &Device, shape: &[usize], op: u32) -> Tensor {
@@ -153,20 +155,22 @@ mod tests {
                 rel_w: there(2, &rel_w),
                 bias: there(4, &bias),
             };
-            let p = GlobalAttentionParams { pieces: 2, ..options.check(&q, &k, &v).unwrap() };
-            let tables = options.pack(&p, &p, &q).unwrap();
+            let mut problem = options.problem(&q, &k, &v).unwrap();
+            (problem.pieces, problem.params.pieces) = (2, 2);
+            let any = problem.layout.any();
+            let tables = problem.layout.pack(d, &q, [options.rel_h, options.rel_w, options.bias]);
+            let tables = tables.unwrap();
             let y = Tensor::empty(&device, &shape).unwrap();
             let lse = Tensor::empty(&device, &shape[..4]).unwrap();
-            let stats = Tensor::empty(&device, &[3, 5, 4, 2, 2]).unwrap();
-            FWD.launch(&p, &[&q, &k, &v, &tables, &y, &lse]).unwrap();
-            BWD_DELTA.launch(&p, &[&y, &dy, &lse, &stats]).unwrap();
+            FWD.launch(&problem.params, &[&q, &k, &v, &tables, &y, &lse]).unwrap();
+            let stats = delta(&y, &dy, &lse).unwrap();
             let inputs = [&q, &k, &v, &tables, &dy, &stats];
-            let (one, one_tables) = packed_gradients(&p, inputs, p.any_table()).unwrap();
-            let (each, each_tables) = separate_gradients(&p, inputs, p.any_table()).unwrap();
+            let (one, one_tables) = packed_gradients(&PASSES, &problem, inputs, any).unwrap();
+            let (each, each_tables) = separate_gradients(&PASSES, &problem, inputs, any).unwrap();
             for (a, b) in one.iter().zip(&each).chain(one_tables.iter().zip(&each_tables)) {
                 assert!(difference(a, b) < 1e-5, "{options:?}: {}", difference(a, b));
             }
-            assert_eq!(one_tables.is_some(), p.any_table());
+            assert_eq!(one_tables.is_some(), any);
         }
     }
 
