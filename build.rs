@@ -1,8 +1,9 @@
-//! Makes the CUDA texts ready: resolves their includes (NVRTC has no include path), and with the feature `cuda-emu`
-//! compiles them for the host too.
+//! Makes the CUDA texts ready: resolves their includes (NVRTC has no include path), compiles them where there is an nvcc,
+//! and with the feature `cuda-emu` compiles them for the host too.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{env, fs};
 
 fn main() {
@@ -15,8 +16,59 @@ fn main() {
     for (name, text) in &texts {
         write(&out.join(format!("{name}.cu")), text);
     }
+    write(&out.join("embedded.rs"), &embedded(&texts, &out));
     #[cfg(feature = "cuda-emu")]
-    emulator::compile(&texts, &out);
+    {
+        // Faulty kernels that only the emulator's tests run.
+        let faults = resolve(Path::new("kernels/emu/faults.cu"), &mut BTreeSet::new());
+        let all: Vec<_> = texts.into_iter().chain([("faults".into(), faults)]).collect();
+        emulator::compile(&all, &out);
+    }
+}
+
+/// A Rust table of machine code for every text, made by nvcc where there is one (`ATTN2D_NVCC` names it; empty: none).
+fn embedded(texts: &[(String, String)], out: &Path) -> String {
+    println!("cargo::rerun-if-env-changed=ATTN2D_NVCC");
+    println!("cargo::rerun-if-env-changed=PATH");
+    let nvcc = match env::var_os("ATTN2D_NVCC") {
+        Some(path) => Some(PathBuf::from(path)).filter(|path| !path.as_os_str().is_empty()),
+        None => env::split_paths(&env::var_os("PATH").unwrap_or_default())
+            .map(|folder| folder.join(format!("nvcc{}", env::consts::EXE_SUFFIX)))
+            .find(|path| path.is_file()),
+    };
+    let mut table = "static FATBINS: &[(&str, &[u8])] = &[\n".to_string();
+    for (name, text) in texts.iter().filter(|_| env::var_os("CARGO_FEATURE_CUDA").is_some()) {
+        let Some(nvcc) = &nvcc else { continue };
+        let code = out.join(format!("{name}.fatbin"));
+        compile(nvcc, &out.join(format!("{name}.cu")), &code, text);
+        table += &format!("    ({name:?}, include_bytes!({:?})),\n", code.display().to_string());
+    }
+    table + "];\n"
+}
+
+/// Code for Ampere, Ada and Hopper, and PTX for what comes later. Kept while the text stays the same.
+fn compile(nvcc: &Path, source: &Path, code: &Path, text: &str) {
+    let made_from = code.with_extension("made_from");
+    let recipe = format!("{}\n{text}", nvcc.display());
+    if code.is_file() && fs::read_to_string(&made_from).is_ok_and(|old| old == recipe) {
+        return;
+    }
+    let mut command = Command::new(nvcc);
+    command.args(["-fatbin", "-O3", "-std=c++17"]);
+    for (arch, kind) in [("80", "sm"), ("86", "sm"), ("89", "sm"), ("90", "sm"), ("90", "compute")]
+    {
+        command.arg(format!("-gencode=arch=compute_{arch},code={kind}_{arch}"));
+    }
+    let status = command.arg("-o").arg(code).arg(source).status();
+    match status {
+        Ok(status) if status.success() => write(&made_from, &recipe),
+        Ok(status) => panic!(
+            "{} fails on {} ({status}); set ATTN2D_NVCC to another nvcc, or to nothing to compile at run time",
+            nvcc.display(),
+            source.display()
+        ),
+        Err(e) => panic!("{}: {e}; ATTN2D_NVCC names the compiler", nvcc.display()),
+    }
 }
 
 /// The kernel files, in a fixed order.
@@ -82,7 +134,8 @@ mod emulator {
             .flag_if_supported("-Wno-unused-function")
             // Leaving a fibre by longjmp is what a fault does; the fortified one takes it for an overrun.
             .flag("-U_FORTIFY_SOURCE")
-            .file("kernels/emu/emu.cpp");
+            .file("kernels/emu/emu.cpp")
+            .file("kernels/emu/launch.cpp");
         let mut entries = Vec::new();
         for (name, text) in texts {
             let mut whole = format!("#include \"emu.h\"\nnamespace {{\n{text}\n}}\n");
@@ -100,12 +153,13 @@ mod emulator {
         build.compile("attn2d_emu");
     }
 
-    /// Names and block sizes of the kernels in a text: `KERNEL(threads) name(`.
+    /// Names and block sizes of the kernels in a text: `KERNEL(threads) name(` or `KERNEL(threads, blocks) name(`.
     fn kernels(text: &str) -> Vec<(&str, &str)> {
         text.lines()
             .filter_map(|line| line.strip_prefix("KERNEL("))
             .map(|rest| {
-                let parsed = rest.split_once(')').and_then(|(threads, rest)| {
+                let parsed = rest.split_once(')').and_then(|(bounds, rest)| {
+                    let threads = bounds.split(',').next()?;
                     Some((rest.trim_start().split_once('(')?.0, threads))
                 });
                 parsed.unwrap_or_else(|| {

@@ -14,40 +14,12 @@ struct GlobalAttentionParams {
     u32 pieces, part;
 };
 
-// A head of an image: token t's row starts at base + t * stride, its statistics lie at stat + t * g.
-struct Head {
-    u32 g, base, stride, stat, tokens;
-    DEVICE Head(const GlobalAttentionParams &p, u32 n, u32 g) : g(g) {
-        tokens = p.h * p.w;
-        stat = n * tokens * p.g + g;
-        base = stat * p.d;
-        stride = p.g * p.d;
-    }
-};
+typedef GlobalAttentionParams Params;
 
-// Parts of the packed tables start at multiples of 64 numbers.
-DEVICE u32 aligned(u32 n) { return (n + 63) / 64 * 64; }
-DEVICE u32 rel_w_start(const GlobalAttentionParams &p) { return aligned(p.has_rel_h * (2 * p.h - 1) * p.g * p.d); }
-DEVICE u32 bias_start(const GlobalAttentionParams &p) {
-    return rel_w_start(p) + aligned(p.has_rel_w * (2 * p.w - 1) * p.g * p.d);
-}
+DEVICE u32 table_rows(const Params &p) { return 2 * p.h - 1; }
+DEVICE u32 table_columns(const Params &p) { return 2 * p.w - 1; }
 
-// Rows of head g for the row offset a and the column offset b.
-DEVICE const float *rel_h_row(const GlobalAttentionParams &p, const float *tables, u32 g, u32 a) {
-    return tables + (a * p.g + g) * p.d;
-}
-DEVICE const float *rel_w_row(const GlobalAttentionParams &p, const float *tables, u32 g, u32 b) {
-    return tables + rel_w_start(p) + (b * p.g + g) * p.d;
-}
-
-DEVICE float dot_rows(const float *a, const float *b, u32 d) {
-    float sum = 0.0f;
-    for (u32 c = 0; c < d; c += 4) {
-        float4 x = load4(a + c), y = load4(b + c);
-        sum += x.x * y.x + x.y * y.y + x.z * y.z + x.w * y.w;
-    }
-    return sum;
-}
+#include "attention_tables.cuh"
 
 // ------------------------------------------------------------------------------------------------ shared memory
 // Two slices of rows, or 32 rows of what a tile multiplies; then the tile of scores, stored by columns; then position terms of
@@ -57,7 +29,7 @@ DEVICE float dot_rows(const float *a, const float *b, u32 d) {
 struct Memory {
     float *left, *right, *scores, *row_terms, *column_terms, *row_sums, *column_sums;
 
-    DEVICE Memory(const GlobalAttentionParams &p, float *shared) {
+    DEVICE Memory(const Params &p, float *shared) {
         left = shared;
         right = left + SLICE * LINE;
         scores = right + SLICE * LINE;
@@ -75,21 +47,21 @@ struct Keys {
     u32 first, row, rows, columns;
     bool wide;
 
-    DEVICE Keys(const GlobalAttentionParams &p, u32 first) : first(first) {
+    DEVICE Keys(const Params &p, u32 first) : first(first) {
         row = first / p.w;
         rows = (least(first + TILE, p.h * p.w) - 1) / p.w - row + 1;
         wide = p.w > TILE;
         columns = wide ? TILE : p.w;
     }
     // The line of a key's row terms, and of its column terms. In maps wider than a tile each key has a column of its own.
-    DEVICE u32 row_line(const GlobalAttentionParams &p, u32 key) const { return key / p.w - row; }
-    DEVICE u32 column_line(const GlobalAttentionParams &p, u32 key) const { return wide ? key - first : key % p.w; }
+    DEVICE u32 row_line(const Params &p, u32 key) const { return key / p.w - row; }
+    DEVICE u32 column_line(const Params &p, u32 key) const { return wide ? key - first : key % p.w; }
     // The map's column that column terms in line `c` belong to.
-    DEVICE u32 column_of(const GlobalAttentionParams &p, u32 c) const { return wide ? (first + c) % p.w : c; }
+    DEVICE u32 column_of(const Params &p, u32 c) const { return wide ? (first + c) % p.w : c; }
 };
 
 // q . rel_h for the rows that the keys touch. Threads meet before and after.
-DEVICE void fill_row_terms(const GlobalAttentionParams &p, const Head &head, const Keys &keys, u32 q0, const float *q,
+DEVICE void fill_row_terms(const Params &p, const Head &head, const Keys &keys, u32 q0, const float *q,
     const float *tables, Memory m) {
     if (!p.has_rel_h) return;
     __syncthreads();
@@ -101,7 +73,7 @@ DEVICE void fill_row_terms(const GlobalAttentionParams &p, const Head &head, con
 }
 
 // q . rel_w for the keys' columns. Threads meet before and after.
-DEVICE void fill_column_terms(const GlobalAttentionParams &p, const Head &head, const Keys &keys, u32 q0, const float *q,
+DEVICE void fill_column_terms(const Params &p, const Head &head, const Keys &keys, u32 q0, const float *q,
     const float *tables, Memory m) {
     if (!p.has_rel_w) return;
     __syncthreads();
@@ -113,13 +85,12 @@ DEVICE void fill_column_terms(const GlobalAttentionParams &p, const Head &head, 
 }
 
 // The logit of a query and a key of the tile from their scaled product. `at` is the query's place in its tile.
-DEVICE float with_terms(const GlobalAttentionParams &p, const Head &head, const Keys &keys, u32 query, u32 key, u32 at,
+DEVICE float with_terms(const Params &p, const Head &head, const Keys &keys, u32 query, u32 key, u32 at,
     const float *tables, const Memory &m, float s) {
     if (p.has_rel_h) s += m.row_terms[keys.row_line(p, key) * TILE + at];
     if (p.has_rel_w) s += m.column_terms[keys.column_line(p, key) * TILE + at];
     if (p.has_bias) {
-        u32 a = key / p.w + p.h - 1 - query / p.w, b = key % p.w + p.w - 1 - query % p.w;
-        s += tables[bias_start(p) + (head.g * (2 * p.h - 1) + a) * (2 * p.w - 1) + b];
+        s += bias_of(p, tables, head.g, key / p.w + p.h - 1 - query / p.w, key % p.w + p.w - 1 - query % p.w);
     }
     return s;
 }
@@ -127,7 +98,7 @@ DEVICE float with_terms(const GlobalAttentionParams &p, const Head &head, const 
 // ------------------------------------------------------------------------------------------------ products
 
 // Puts numbers c0 .. c0 + 31 of the rows of tokens t0 .. t0 + 63 into a slice, transposed; zero past the last token and number.
-DEVICE void fill_slice(const GlobalAttentionParams &p, const Head &head, const float *x, u32 t0, u32 c0, float *slice) {
+DEVICE void fill_slice(const Params &p, const Head &head, const float *x, u32 t0, u32 c0, float *slice) {
     UNROLL for (u32 i = threadIdx.x; i < TILE * SLICE / 4; i += 256) {
         u32 row = i % TILE, c = i / TILE * 4;
         Pack<4> v = {};
@@ -137,7 +108,7 @@ DEVICE void fill_slice(const GlobalAttentionParams &p, const Head &head, const f
 }
 
 // s[i][j] = row of x at token x0 + 4 ty + i times row of y at token y0 + 4 tx + j. Threads meet inside.
-DEVICE void multiply(const GlobalAttentionParams &p, const Head &head, const float *x, u32 x0, const float *y, u32 y0, Memory m,
+DEVICE void multiply(const Params &p, const Head &head, const float *x, u32 x0, const float *y, u32 y0, Memory m,
     float (&s)[4][4]) {
     u32 tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     UNROLL for (int i = 0; i < 4; i++) {
@@ -177,7 +148,7 @@ template <int D> DEVICE u32 column_of(int j) {
 
 // out[i][..] += factor * sum over the tile's columns of scores[4 ty + i][column] * (numbers chunk .. chunk + D of the row of x at
 // token t0 + column). Threads meet inside, the first time before anything is read.
-template <int D> DEVICE void apply(const GlobalAttentionParams &p, const Head &head, const float *x, u32 t0, u32 chunk, float factor,
+template <int D> DEVICE void apply(const Params &p, const Head &head, const float *x, u32 t0, u32 chunk, float factor,
     Memory m, float (&out)[4][D / 16]) {
     u32 tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     for (u32 half = 0; half < TILE; half += 32) {
@@ -211,7 +182,7 @@ template <int D> DEVICE void apply(const GlobalAttentionParams &p, const Head &h
 }
 
 // Writes what `apply` made to the rows of tokens t0 + 4 ty + i, each times its factor.
-template <int D> DEVICE void put_rows(const GlobalAttentionParams &p, const Head &head, float *y, u32 t0, u32 chunk,
+template <int D> DEVICE void put_rows(const Params &p, const Head &head, float *y, u32 t0, u32 chunk,
     const float (&factor)[4], const float (&out)[4][D / 16]) {
     u32 ty = threadIdx.x / 16;
     UNROLL for (int i = 0; i < 4; i++) {

@@ -2,11 +2,12 @@
 // kernels share. No toolkit header is included anywhere, so a driver and NVRTC are all that a user's machine needs.
 //
 // A kernel is `KERNEL(threads) name(Params p, pointers in the order of the bindings)`, where `threads` is its block size, one
-// dimension. Memory shared by a block comes from SMEM or DYN_SMEM, never from a bare __shared__: the emulated device
+// dimension; `KERNEL(threads, blocks)` wants that many blocks a multiprocessor and so bounds (or frees) registers. No kernel may
+// spill registers to memory, unless the line above it is `// Spills.`; scripts/check_cuda sees to it. Memory shared by a block comes from SMEM or DYN_SMEM, never from a bare __shared__: the emulated device
 // (kernels/emu/) gives them memory of its own that it poisons and watches. Tensors start at multiples of 16 bytes.
 
 #ifndef ATTN2D_EMULATED
-#define KERNEL(threads) extern "C" __global__ __launch_bounds__(threads) void
+#define KERNEL(...) extern "C" __global__ __launch_bounds__(__VA_ARGS__) void
 // n elements of type T at p, n a constant.
 #define SMEM(T, p, n) __shared__ __align__(16) T p[n]
 // As many as the launch's plan asked for.

@@ -25,7 +25,7 @@ DEVICE float row_sum(float v) {
     return v;
 }
 
-template <int D> DEVICE void forward(const GlobalAttentionParams &p, const float *q, const float *k, const float *v,
+template <int D> DEVICE void forward(const Params &p, const float *q, const float *k, const float *v,
     const float *tables, float *y, float *lse, float *shared) {
     Memory m(p, shared);
     u32 tiles = (p.h * p.w + TILE - 1) / TILE, q0 = blockIdx.x % tiles * TILE, chunk = blockIdx.y * D;
@@ -70,7 +70,7 @@ template <int D> DEVICE void forward(const GlobalAttentionParams &p, const float
     put_rows<D>(p, head, y, q0, chunk, factor, out);
 }
 
-KERNEL(256) global_attention_fwd_f32(GlobalAttentionParams p, const float *q, const float *k, const float *v,
+KERNEL(256, 2) global_attention_fwd_f32(GlobalAttentionParams p, const float *q, const float *k, const float *v,
     const float *tables, float *y, float *lse) {
     DYN_SMEM(float, shared);
     forward<32>(p, q, k, v, tables, y, lse, shared);

@@ -17,7 +17,7 @@
 
 // Sums of dS over the keys of each map row of the tile, and, added up over tiles, of each map column: who owns a line and a query
 // adds them. Threads meet before; those that read meet after.
-DEVICE void sum_scores(const GlobalAttentionParams &p, const Head &head, const Keys &keys, Memory m) {
+DEVICE void sum_scores(const Params &p, const Head &head, const Keys &keys, Memory m) {
     u32 end = least(keys.first + TILE, head.tokens);
     __syncthreads();
     for (u32 i = threadIdx.x; p.has_rel_h && i < keys.rows * TILE; i += 256) {
@@ -38,7 +38,7 @@ DEVICE void sum_scores(const GlobalAttentionParams &p, const Head &head, const K
 }
 
 // out[i] += sums of the row (or column) lines times the table's rows.
-template <int D> DEVICE void apply_rows(const GlobalAttentionParams &p, const Head &head, const Keys &keys, u32 q0, u32 chunk,
+template <int D> DEVICE void apply_rows(const Params &p, const Head &head, const Keys &keys, u32 q0, u32 chunk,
     const float *tables, Memory m, float (&out)[4][D / 16]) {
     u32 ty = threadIdx.x / 16;
     for (u32 r = 0; p.has_rel_h && r < keys.rows; r++) {
@@ -54,7 +54,7 @@ template <int D> DEVICE void apply_rows(const GlobalAttentionParams &p, const He
     }
 }
 
-template <int D> DEVICE void apply_columns(const GlobalAttentionParams &p, const Head &head, const Keys &keys, u32 q0, u32 chunk,
+template <int D> DEVICE void apply_columns(const Params &p, const Head &head, const Keys &keys, u32 q0, u32 chunk,
     const float *tables, Memory m, float (&out)[4][D / 16]) {
     u32 ty = threadIdx.x / 16;
     for (u32 column = 0; p.has_rel_w && column < keys.columns; column++) {
@@ -70,11 +70,8 @@ template <int D> DEVICE void apply_columns(const GlobalAttentionParams &p, const
     }
 }
 
-// What a backward pass reads.
-struct Given { const float *q, *k, *v, *tables, *dy, *stats; };
-
 template <int D> DEVICE void query_gradient(
-    const GlobalAttentionParams &p, const Given &in, const Head &head, u32 q0, u32 chunk, float *dq, Memory m) {
+    const Params &p, const Given &in, const Head &head, u32 q0, u32 chunk, float *dq, Memory m) {
     u32 tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     float out[4][D / 16] = {}, lse[4], delta[4];
     UNROLL for (int i = 0; i < 4; i++) {
@@ -114,7 +111,7 @@ template <int D> DEVICE void query_gradient(
 // ------------------------------------------------------------------------------------------------ dk, dv
 
 template <int D> DEVICE void key_gradients(
-    const GlobalAttentionParams &p, const Given &in, const Head &head, u32 k0, u32 chunk, float *dk, float *dv, Memory m) {
+    const Params &p, const Given &in, const Head &head, u32 k0, u32 chunk, float *dk, float *dv, Memory m) {
     u32 tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     float sum_k[4][D / 16] = {}, sum_v[4][D / 16] = {};
     Keys keys(p, k0);
@@ -150,34 +147,31 @@ template <int D> DEVICE void key_gradients(
 
 // ------------------------------------------------------------------------------------------------ launches
 
-template <int D> DEVICE void bwd_dq(const GlobalAttentionParams &p, const Given &in, float *dq, float *shared) {
+template <int D> DEVICE void bwd_dq(const Params &p, const Given &in, float *dq, float *shared) {
     u32 tiles = (p.h * p.w + TILE - 1) / TILE;
     Head head(p, blockIdx.x / tiles / p.g, blockIdx.x / tiles % p.g);
     query_gradient<D>(p, in, head, blockIdx.x % tiles * TILE, blockIdx.y * D, dq, Memory(p, shared));
 }
 
-template <int D> DEVICE void bwd_dkv(const GlobalAttentionParams &p, const Given &in, float *dk, float *dv, float *shared) {
+template <int D> DEVICE void bwd_dkv(const Params &p, const Given &in, float *dk, float *dv, float *shared) {
     u32 tiles = (p.h * p.w + TILE - 1) / TILE;
     Head head(p, blockIdx.x / tiles / p.g, blockIdx.x / tiles % p.g);
     key_gradients<D>(p, in, head, blockIdx.x % tiles * TILE, blockIdx.y * D, dk, dv, Memory(p, shared));
 }
 
 // A map of one tile: dq, dk and dv `p.part` apart in one buffer.
-template <int D> DEVICE void bwd(const GlobalAttentionParams &p, const Given &in, float *grads, float *shared) {
+template <int D> DEVICE void bwd(const Params &p, const Given &in, float *grads, float *shared) {
     Head head(p, blockIdx.x / p.g, blockIdx.x % p.g);
     Memory m(p, shared);
     query_gradient<D>(p, in, head, 0, blockIdx.y * D, grads, m);
     key_gradients<D>(p, in, head, 0, blockIdx.y * D, grads + p.part, grads + 2 * p.part, m);
 }
 
-#define INPUTS const float *q, const float *k, const float *v, const float *tables, const float *dy, const float *stats
-#define GIVEN Given{q, k, v, tables, dy, stats}
-
 KERNEL(256) global_attention_bwd_f32(GlobalAttentionParams p, INPUTS, float *grads) {
     DYN_SMEM(float, shared);
     bwd<32>(p, GIVEN, grads, shared);
 }
-KERNEL(256) global_attention_bwd_d64_f32(GlobalAttentionParams p, INPUTS, float *grads) {
+KERNEL(256, 1) global_attention_bwd_d64_f32(GlobalAttentionParams p, INPUTS, float *grads) {
     DYN_SMEM(float, shared);
     bwd<64>(p, GIVEN, grads, shared);
 }
@@ -214,85 +208,31 @@ KERNEL(256) global_attention_bwd_dkv_d128_f32(GlobalAttentionParams p, INPUTS, f
 
 // ------------------------------------------------------------------------------------------------ table gradients
 
-// Numbers that the table pass writes for each offset: dS q where there are rel tables, then dS (and three zeros) for the bias.
-DEVICE u32 rel_width(const GlobalAttentionParams &p) { return p.has_rel_h + p.has_rel_w > 0 ? p.d : 0; }
-DEVICE u32 partial_width(const GlobalAttentionParams &p) { return rel_width(p) + 4 * p.has_bias; }
-
-// dS of a pair of tokens at offset (a, b).
-DEVICE float pair_gradient(const GlobalAttentionParams &p, const Given &in, const Head &head, u32 query, u32 key, u32 a, u32 b) {
-    const float *q = in.q + head.base + query * head.stride, *k = in.k + head.base + key * head.stride;
-    const float *dy = in.dy + head.base + query * head.stride, *v = in.v + head.base + key * head.stride;
-    float s = p.scale * dot_rows(q, k, p.d);
-    if (p.has_rel_h) s += dot_rows(q, rel_h_row(p, in.tables, head.g, a), p.d);
-    if (p.has_rel_w) s += dot_rows(q, rel_w_row(p, in.tables, head.g, b), p.d);
-    if (p.has_bias) s += in.tables[bias_start(p) + (head.g * (2 * p.h - 1) + a) * (2 * p.w - 1) + b];
-    u32 stat = head.stat + query * p.g;
-    return expf(s - in.stats[2 * stat]) * (dot_rows(dy, v, p.d) - in.stats[2 * stat + 1]);
-}
-
 // partial [pieces, G, 2h-1, 2w-1, width]; a warp owns an offset of a head and of a piece of the batch.
-KERNEL(256) global_attention_bwd_tables_f32(GlobalAttentionParams p, INPUTS, float *partial) {
-    u32 offsets_h = 2 * p.h - 1, offsets_w = 2 * p.w - 1, i = flat_id() / 32, lane = threadIdx.x % 32;
+KERNEL(256, 2) global_attention_bwd_tables_f32(GlobalAttentionParams p, INPUTS, float *partial) {
+    u32 offsets_h = table_rows(p), offsets_w = table_columns(p), i = flat_id() / 32, lane = threadIdx.x % 32;
     if (i >= p.pieces * p.g * offsets_h * offsets_w) return;
     u32 b = i % offsets_w, a = i / offsets_w % offsets_h, g = i / offsets_w / offsets_h % p.g;
     u32 piece = i / offsets_w / offsets_h / p.g, images = (p.n + p.pieces - 1) / p.pieces;
     // Queries whose key at this offset lies in the map.
     u32 top = (a > p.h - 1 ? a : p.h - 1) - a, rows = least(p.h, 2 * p.h - 1 - a) - top;
     u32 left = (b > p.w - 1 ? b : p.w - 1) - b, columns = least(p.w, 2 * p.w - 1 - b) - left;
-    u32 first = piece * images, pairs = (least(first + images, p.n) - first) * rows * columns;
+    u32 first = least(piece * images, p.n), pairs = (least(first + images, p.n) - first) * rows * columns;
     u32 rel = rel_width(p);
-    float *out = partial + i * partial_width(p);
-    for (u32 chunk = 0; chunk == 0 || chunk < rel; chunk += SLICE) {
-        u32 width = chunk < rel ? least(SLICE, rel - chunk) : 0;
-        float ds_q[SLICE] = {}, sum = 0.0f;
+    for (u32 chunk = 0; chunk == 0 || chunk < rel; chunk += OFFSET_NUMBERS) {
+        u32 width = chunk < rel ? least(OFFSET_NUMBERS, rel - chunk) : 0;
+        OffsetSums sums;
         for (u32 pair = lane; pair < pairs; pair += 32) {
             u32 y = top + pair / columns % rows, x = left + pair % columns;
             Head head(p, first + pair / columns / rows, g);
             u32 query = y * p.w + x, key = (y + a + 1 - p.h) * p.w + x + b + 1 - p.w;
-            float ds = pair_gradient(p, GIVEN, head, query, key, a, b);
-            const float *row = q + head.base + query * head.stride + chunk;
-            sum += ds;
-            UNROLL for (u32 c = 0; c < SLICE; c += 4) {
-                if (c < width) {
-                    Pack<4> x = load<4>(row + c);
-                    UNROLL for (int k = 0; k < 4; k++) ds_q[c + k] += ds * x.v[k];
-                }
-            }
+            float ds = pair_gradient(p, GIVEN, head, query, key, true, a, b);
+            sums.add(ds, q + head.base + query * head.stride + chunk, width);
         }
-        UNROLL for (u32 c = 0; c < SLICE; c++) {
-            float all = warp_sum(ds_q[c]);
-            if (lane == 0 && c < width) out[chunk + c] = all;
-        }
-        sum = warp_sum(sum);
-        if (lane == 0 && chunk == 0 && p.has_bias) store(out + rel, Pack<4>{{sum, 0.0f, 0.0f, 0.0f}});
+        sums.put(p, partial + i * partial_width(p), chunk, width);
     }
 }
 
-// An element of the packed tables' gradient: rel_h sums over pieces and column offsets, rel_w over pieces and row offsets, bias
-// over pieces. A thread owns an element.
 KERNEL(256) global_attention_bwd_tables_sum_f32(GlobalAttentionParams p, const float *partial, float *dtables) {
-    u32 offsets_h = 2 * p.h - 1, offsets_w = 2 * p.w - 1, row = p.g * p.d, i = flat_id();
-    u32 second = rel_w_start(p), bias = bias_start(p), width = partial_width(p);
-    if (i >= bias + aligned(p.has_bias * p.g * offsets_h * offsets_w)) return;
-    // The first sum, how many follow in a piece and how far apart; none for the gaps between the tables.
-    u32 first = 0, step = width, count = 0;
-    if (i < second) {
-        u32 c = i % row, a = i / row;
-        first = (c / p.d * offsets_h + a) * offsets_w * width + c % p.d;
-        count = a < offsets_h ? offsets_w : 0;
-    } else if (i < bias) {
-        u32 c = (i - second) % row, b = (i - second) / row;
-        first = (c / p.d * offsets_h * offsets_w + b) * width + c % p.d;
-        step = width * offsets_w;
-        count = b < offsets_w ? offsets_h : 0;
-    } else {
-        first = (i - bias) * width + width - 4;
-        count = i - bias < p.g * offsets_h * offsets_w ? 1 : 0;
-    }
-    float sum = 0.0f;
-    for (u32 piece = 0; piece < p.pieces; piece++) {
-        u32 start = first + piece * p.g * offsets_h * offsets_w * width;
-        for (u32 j = 0; j < count; j++) sum += partial[start + j * step];
-    }
-    dtables[i] = sum;
+    sum_tables(p, partial, dtables);
 }

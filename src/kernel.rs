@@ -77,6 +77,9 @@ pub struct CudaPlan {
 }
 
 impl CudaPlan {
+    /// For a problem beyond what the kernel can do: the launch is an error.
+    pub const REFUSED: Self = Self { entry: "", grid: [0; 3], block: 0, shared: 0 };
+
     /// One-dimensional work: `n` items in blocks of `block` threads, `per_thread` items a thread.
     pub fn items(n: usize, per_thread: u32, block: u32) -> Self {
         let blocks = n.div_ceil(per_thread as usize * block as usize).max(1);

@@ -12,7 +12,7 @@
 #include <cstring>
 #include <utility>
 
-#define KERNEL(threads) void
+#define KERNEL(...) void
 #define DEVICE inline
 #define UNROLL
 #define __restrict__

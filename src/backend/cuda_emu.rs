@@ -33,7 +33,7 @@ fn memory(buffer: &Buffer) -> MutexGuard<'_, Vec<u8>> {
     buffer.block::<Block>().0.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// As `emu_slot` of `kernels/emu/emu.cpp`.
+/// As `emu_slot` of `kernels/emu/machine.h`.
 #[repr(C)]
 struct EmuSlot {
     name: *const c_char,
@@ -212,3 +212,7 @@ impl Backend for EmulatedBackend {
         true
     }
 }
+
+#[cfg(test)]
+#[path = "cuda_emu_tests.rs"]
+mod tests;

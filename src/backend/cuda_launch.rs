@@ -26,6 +26,12 @@ impl Launch {
         let entry = kernel.entry_of(plan.entry);
         let refuse =
             |what: String| Err(Error::device(&caps.name, format!("kernel {entry}: {what}")));
+        if plan == CudaPlan::REFUSED {
+            let file = cuda.text.name;
+            return refuse(format!(
+                "the problem is beyond its limits, which kernels/{file}.cu states"
+            ));
+        }
         if plan.block == 0 || plan.block > caps.max_invocations {
             let most = caps.max_invocations;
             return refuse(format!(

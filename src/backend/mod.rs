@@ -3,6 +3,8 @@
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda_compile;
 #[cfg(feature = "cuda-emu")]
 pub(crate) mod cuda_emu;
 #[cfg(any(feature = "cuda", feature = "cuda-emu"))]

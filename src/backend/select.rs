@@ -36,7 +36,7 @@ impl Device {
             ("cpu", None) => Ok(Self::cpu()),
             ("auto", None) => Ok(hardware().unwrap_or_else(Self::cpu)),
             ("wgpu", _) => open_wgpu(which),
-            ("cuda", _) => Err(Error::device(name, cuda_message())),
+            ("cuda", _) => open_cuda(which),
             ("cuda-emu", None) => open_emulated(),
             _ => Err(Error::usage(format!("unknown device '{name}': expected {EXPECTED}"))),
         }
@@ -44,7 +44,8 @@ impl Device {
 }
 
 fn hardware() -> Option<Device> {
-    open_wgpu(None).ok().filter(|d| !d.caps().software)
+    let wgpu = || open_wgpu(None).ok().filter(|d| !d.caps().software);
+    open_cuda(None).ok().or_else(wgpu)
 }
 
 #[cfg(feature = "wgpu")]
@@ -87,17 +88,35 @@ fn open_emulated() -> Result<Device> {
     Err(Error::device("cuda-emu", message))
 }
 
-fn cuda_message() -> String {
-    #[cfg(feature = "cuda")]
-    return match super::cuda::probe() {
-        Ok(found) => format!(
-            "found {}, but the CUDA kernels are not written yet; use wgpu",
-            found.join(", ")
-        ),
-        Err(why) => why,
+#[cfg(feature = "cuda")]
+fn open_cuda(which: Option<&str>) -> Result<Device> {
+    let index = which.unwrap_or("0");
+    let name = format!("cuda:{index}");
+    let Ok(ordinal) = index.parse::<usize>() else {
+        return Err(Error::usage(format!("unknown device '{name}': expected {EXPECTED}")));
     };
+    let found = super::cuda::probe().map_err(|why| Error::device(&name, why))?;
+    if ordinal >= found.len() {
+        let list: Vec<_> =
+            found.iter().enumerate().map(|(i, name)| format!("cuda:{i} = {name}")).collect();
+        let message = format!("no such device; there are: {}", list.join(", "));
+        return Err(Error::device(name, message));
+    }
+    let backend = super::cuda::CudaBackend::open(&name, ordinal)?;
+    Ok(Device::from_backend(Box::new(backend)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: Option<&str>) -> Result<Device> {
+    Err(Error::device("cuda:0", "this build has no CUDA; build with `--features cuda`"))
+}
+
+/// How many CUDA devices to report: one where there are none, to say why.
+fn cuda_count() -> usize {
+    #[cfg(feature = "cuda")]
+    return super::cuda::probe().map_or(1, |found| found.len());
     #[cfg(not(feature = "cuda"))]
-    "this build has no CUDA; build with `--features cuda`".into()
+    1
 }
 
 /// Every device this build knows of, usable or not.
@@ -118,7 +137,13 @@ pub fn device_reports() -> Vec<DeviceReport> {
             }
         }
     }
-    reports.push(missing("cuda:0", cuda_message()));
+    for i in 0..cuda_count() {
+        reports.push(match open_cuda(Some(&i.to_string())) {
+            Ok(device) => usable(&device),
+            Err(Error::Device { message, .. }) => missing(&format!("cuda:{i}"), message),
+            Err(e) => missing(&format!("cuda:{i}"), e.to_string()),
+        });
+    }
     // For tests only: a build without it lacks nothing.
     if cfg!(feature = "cuda-emu") {
         reports.push(match open_emulated() {
@@ -144,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_wrong_device_string_says_what_is_expected() {
-        for name in ["gpu", "cpu:1", "auto:2", "", "vulkan"] {
+        for name in ["gpu", "cpu:1", "auto:2", "", "vulkan", "cuda-emu:0"] {
             match Device::new(name) {
                 Err(Error::Usage(message)) => assert!(message.contains("wgpu:INDEX"), "{message}"),
                 other => panic!("{name}: {other:?}"),
