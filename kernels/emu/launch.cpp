@@ -139,10 +139,7 @@ void collect(size_t run) {
         if (slot.access == 0 || !machine.error.empty()) continue;
         static thread_local std::vector<std::vector<unsigned char>> first;
         if (first.size() < machine.bindings.size()) first.resize(machine.bindings.size());
-        if (run == 0) {
-            first[i].assign(b.data, b.data + slot.bytes);
-            continue;
-        }
+        if (run == 0) first[i].assign(b.data, b.data + slot.bytes);
         for (size_t e = 0; e + 4 <= slot.bytes; e += 4) {
             uint32_t was, is, before = poison(machine.launch->schedules[0]), now = poison(machine.schedule);
             memcpy(&was, &first[i][e], 4);
