@@ -5,8 +5,9 @@ use attn2d::verify::{Options, run};
 #[test]
 fn every_device_agrees_with_pytorch() {
     let golden = || vec![concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden").into()];
-    for spec in attn2d::ops::specs() {
-        let op = Some(spec.name.into());
+    let ops = attn2d::ops::specs().into_iter().map(|spec| spec.name);
+    for op in ops.chain([attn2d::verify::MODEL]) {
+        let op = Some(op.into());
         let outcome = run(
             &Options { op, cases: golden(), no_builtin: true, ..Options::default() },
             &mut |_| {},

@@ -107,6 +107,39 @@ fn what_nobody_knows_is_a_failure_by_name() {
     }
 }
 
+/// A model's case file must be whole too; that right ones pass and are compared is for `tests/golden.rs`.
+#[test]
+fn what_is_wrong_with_a_model_case_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let image: (&[usize], &[f32]) = (&[1, 3, 1, 1], &[0.0; 3]);
+    let one: (&[usize], &[f32]) = (&[1], &[0.0]);
+    let attrs = r#"{"model": "resnet18:w1,stages=1,stem=small", "num_classes": 2}"#;
+    let meta = [("op", "model"), ("attrs", attrs)];
+    for (i, (extra, words)) in [
+        (vec![("out.loss", one)], "'in.labels' is missing"),
+        (vec![("in.labels", one), ("in.mask", one)], "unknown tensor 'in.mask'"),
+        (vec![("in.labels", one), ("gout.loss", one)], "unknown tensor 'gout.loss'"),
+        (vec![("in.labels", one)], "nothing to check"),
+        (vec![("in.labels", one), ("out.loss", one)], "conv1.weight"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = dir.path().join(format!("{i}.safetensors"));
+        let mut tensors = vec![("in.image", image.0, image.1)];
+        tensors.extend(extra.iter().map(|(name, t)| (*name, t.0, t.1)));
+        write(&path, &meta, &tensors);
+        let options = Options {
+            devices: "cpu".into(),
+            cases: vec![path],
+            no_builtin: true,
+            ..Options::default()
+        };
+        let message = failure(&run(&options, &mut |_| {}).unwrap());
+        assert!(message.contains(words), "{words}: {message}");
+    }
+}
+
 #[test]
 fn an_unknown_op_fails_by_name() {
     let dir = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@
 
 mod case_file;
 mod compare;
+mod model;
 mod report;
 mod trial;
 
@@ -16,8 +17,12 @@ use crate::backend::{Device, device_reports};
 use crate::error::{Error, Result};
 use crate::ops::case::{Arrays, OpSpec};
 use crate::ops::specs;
+use model::ModelTrial;
 use std::path::{Path, PathBuf};
 use trial::{Results, Trial};
+
+/// The op of a case file that holds a whole model.
+pub const MODEL: &str = "model";
 
 /// What to verify: the options of `attn2d verify`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -91,7 +96,7 @@ impl Outcome {
 /// fails in a case is part of the outcome.
 pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Outcome> {
     let only = options.op.as_deref();
-    if let Some(op) = only {
+    if let Some(op) = only.filter(|op| *op != MODEL) {
         find_op(op).map_err(Error::usage)?;
     }
     let (devices, mut outcome) = open_devices(options)?;
@@ -155,17 +160,21 @@ fn find_op(name: &str) -> Result<&'static OpSpec, String> {
     if let Some(spec) = specs.iter().find(|spec| spec.name == name) {
         return Ok(spec);
     }
-    let names: Vec<_> = specs.iter().map(|spec| spec.name).collect();
+    let names: Vec<_> = specs.iter().map(|spec| spec.name).chain([MODEL]).collect();
     Err(format!("unknown op '{name}'; there are {}", names.join(", ")))
 }
 
 /// Something to run on devices, with what it should give.
 enum Subject {
     Op(Trial),
+    Model(ModelTrial),
 }
 
 impl Subject {
     fn from_file(file: &CaseFile) -> Result<Self> {
+        if file.op == MODEL {
+            return ModelTrial::from_file(file).map(Self::Model);
+        }
         let spec = find_op(&file.op).map_err(|message| Error::file(&file.path, message))?;
         Trial::from_file(spec, file).map(Self::Op)
     }
@@ -173,6 +182,7 @@ impl Subject {
     fn run(&self, device: &Device) -> Result<Results> {
         match self {
             Self::Op(trial) => trial.run(device),
+            Self::Model(trial) => trial.run(device),
         }
     }
 
@@ -180,6 +190,7 @@ impl Subject {
     fn check(&self, device: &Device) -> Record {
         let (op, label, expected, tolerance) = match self {
             Self::Op(t) => (t.spec.name, &t.label, &t.expected, t.tolerance),
+            Self::Model(t) => (MODEL, &t.label, &t.expected, t.tolerance),
         };
         let (error, failure) = match self.run(device) {
             Ok(first) => {
@@ -202,6 +213,7 @@ fn judge(given: &Results, expected: &Results, tolerance: Tolerance) -> Gap {
     let sides = [
         ("", &expected.outputs, &given.outputs),
         ("the gradient of ", &expected.gradients, &given.gradients),
+        ("after the forward ", &expected.after, &given.after),
     ];
     for (prefix, expected, given) in sides {
         for (name, want) in expected {
@@ -233,6 +245,7 @@ fn first_difference(first: &Results, second: &Results) -> Option<String> {
     };
     differs(&first.outputs, &second.outputs, "")
         .or_else(|| differs(&first.gradients, &second.gradients, "the gradient of "))
+        .or_else(|| differs(&first.after, &second.after, "after the forward "))
 }
 
 /// Opens what was asked for; what is not there is skipped by name, or absent where it is required.

@@ -27,6 +27,8 @@ pub(crate) struct Results {
     pub(crate) outputs: Arrays,
     /// By input (of a model: by parameter).
     pub(crate) gradients: Arrays,
+    /// A model's buffers after a forward in training.
+    pub(crate) after: Arrays,
 }
 
 impl Trial {
@@ -51,7 +53,7 @@ impl Trial {
             attrs: case.attrs.clone(),
             inputs,
             upstream,
-            expected: Results { outputs, gradients: Arrays::new() },
+            expected: Results { outputs, ..Results::default() },
             tolerance: Tolerance { rtol: case.rtol, atol: Atol::OfLargest(case.atol) },
         };
         if !trial.upstream.is_empty() {
@@ -159,7 +161,7 @@ impl Trial {
             atol: file.atol.map_or(Tolerance::DEFAULT.atol, Atol::Fixed),
         };
         let (label, attrs) = (file.label(), file.attrs.clone());
-        let expected = Results { outputs, gradients };
+        let expected = Results { outputs, gradients, ..Results::default() };
         Ok(Self { spec, label, attrs, inputs, upstream, expected, tolerance })
     }
 
