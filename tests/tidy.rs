@@ -208,7 +208,9 @@ fn nothing_unfinished_is_committed() {
                 broken.push(format!("{path}: {word}"));
             }
         }
-        for (i, line) in code(&text).lines().enumerate() {
+        // Unit tests may stand in a file of their own.
+        let tests = path.ends_with("tests.rs");
+        for (i, line) in code(&text).lines().enumerate().filter(|_| !tests) {
             if line.contains(".unwrap()") {
                 broken.push(format!(
                     "{path}: unwrap() outside tests (code line {}): {}",
