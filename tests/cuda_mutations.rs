@@ -2,6 +2,7 @@
 //! that CUDA code has; it is planted alone in the kernel's text, compiled, and `attn2d verify` must fail.
 #![cfg(feature = "cuda-emu")]
 
+use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -207,6 +208,19 @@ fn verify(op: &str, library: &Path) -> (bool, String) {
     (output.status.success(), text)
 }
 
+/// Plants a fault and says whether verification fails by it.
+fn is_found(m: &Mutation, folder: &Path, emulator: &str) -> bool {
+    let text = generated(m.file);
+    let found = text.matches(m.sound).count();
+    assert_eq!(found, 1, "'{}': its text stands {found} times in {}", m.what, m.file);
+    std::fs::create_dir(folder).unwrap();
+    let faulty = library(folder, emulator, &text.replace(m.sound, m.faulty));
+    let (passed, text) = verify(m.op, &faulty);
+    let line = text.lines().find(|l| l.starts_with("FAIL"));
+    println!("{}: {}\n    {}", m.file, m.what, line.unwrap_or("(no FAIL line)"));
+    !passed && line.is_some()
+}
+
 #[test]
 fn every_planted_fault_is_found() {
     let folder = tempfile::tempdir().unwrap();
@@ -218,21 +232,12 @@ fn every_planted_fault_is_found() {
     let (passed, text) = verify("conv2d", &sound);
     assert!(passed, "{text}");
 
-    let mut missed = Vec::new();
-    for (i, m) in MUTATIONS.iter().enumerate() {
-        let text = generated(m.file);
-        let found = text.matches(m.sound).count();
-        assert_eq!(found, 1, "'{}': its text stands {found} times in {}", m.what, m.file);
-        let folder = folder.path().join(i.to_string());
-        std::fs::create_dir(&folder).unwrap();
-        let faulty = library(&folder, &emulator, &text.replace(m.sound, m.faulty));
-        let (passed, text) = verify(m.op, &faulty);
-        let line = text.lines().find(|l| l.starts_with("FAIL")).unwrap_or("(no FAIL line)");
-        println!("{}: {}\n    {line}", m.file, m.what);
-        if passed || !text.contains("FAIL") {
-            missed.push(format!("{} ({})", m.what, m.file));
-        }
-    }
+    let missed: Vec<String> = MUTATIONS
+        .par_iter()
+        .enumerate()
+        .filter(|(i, m)| !is_found(m, &folder.path().join(i.to_string()), &emulator))
+        .map(|(_, m)| format!("{} ({})", m.what, m.file))
+        .collect();
     assert!(missed.is_empty(), "not found: {missed:#?}");
     assert!(MUTATIONS.len() >= 10);
 }

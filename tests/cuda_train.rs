@@ -1,7 +1,7 @@
 //! Training on the CUDA kernels: a small attention network, step by step beside the CPU.
 #![cfg(feature = "cuda-emu")]
 
-use attn2d::config::Config;
+use attn2d::config::{Config, OptimName};
 use attn2d::train::log::StepRow;
 use std::path::Path;
 use std::process::Command;
@@ -11,9 +11,12 @@ fn losses(dir: &Path, device: &str) -> Vec<f64> {
     let run = dir.join(device);
     let mut config = Config::default();
     config.model.name = "resnet18:w8,stem=small+la7@3,4:heads=2".into();
-    config.data.synthetic_count = 60;
+    config.data.synthetic_count = 120;
     config.data.img_size = 32;
-    config.train.batch_size = 4;
+    config.train.batch_size = 8;
+    // Steps small enough that rounding does not grow into another path within twenty of them.
+    config.optim.name = OptimName::Sgd;
+    config.optim.lr = 2e-3;
     config.train.epochs = 10;
     config.train.max_steps = 20;
     config.train.device = device.into();

@@ -115,7 +115,7 @@ void check_margins(const Binding &b, const emu_slot &slot) {
         for (const unsigned char *p = from; p < to; p++) {
             if (*p != static_cast<unsigned char>(word >> (8 * ((p - from) % 4)))) {
                 machine.error = std::string("a thread writes ") + side + " the memory of '" + slot.name + "', element "
-                    + std::to_string((p - b.data) / 4 - (p < b.data ? 1 : 0)) + " of " + std::to_string(slot.bytes / 4);
+                    + std::to_string((p < b.data ? p - b.data - 3 : p - b.data) / 4) + " of " + std::to_string(slot.bytes / 4);
                 return;
             }
         }

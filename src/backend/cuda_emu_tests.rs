@@ -41,7 +41,7 @@ fn a_sound_kernel_runs() {
 #[test]
 fn memory_faults_name_the_thread_and_the_element() {
     fault("fault_read_past_f32", &["), thread", "element 1", "'x', which has 100"]);
-    fault("fault_write_past_f32", &["past the memory of 'y'", "element 100 of 100"]);
+    fault("fault_write_past_f32", &["thread 36", "element 100 of 'y', which has 100"]);
     fault("fault_write_before_f32", &["before the memory of 'y'", "element -1"]);
     fault(
         "fault_write_input_f32",

@@ -500,6 +500,9 @@ fn reference(attrs: &Attrs, a: &Arrays) -> Result<Arrays> {
     Ok(Arrays::from([("y".into(), y)]))
 }
 
+#[cfg(all(test, feature = "cuda-emu"))]
+mod cuda_tests;
+
 #[cfg(test)]
 mod tests {
     use super::*;
