@@ -28,13 +28,81 @@ pub struct Kernel {
     pub cpu: fn(&CpuArgs<'_>),
     /// WGSL text; `shaders/common.wgsl` is put before it. Binding 0 is the parameter block (uniform), then the bindings.
     pub wgsl: &'static str,
-    /// CUDA text, or `None` while the op has no CUDA kernel.
-    pub cuda: Option<&'static str>,
-    /// Chooses variant and grid for a GPU from the parameter block and the device.
+    /// The CUDA kernel, or `None` while the op has none: it then refuses to run on a CUDA device.
+    pub cuda: Option<Cuda>,
+    /// Chooses variant and grid for WGSL from the parameter block and the device.
     pub plan: fn(params: &[u8], caps: &Caps) -> Plan,
 }
 
-/// What to launch: an entry point and the number of workgroups (CUDA: blocks) along x, y, z.
+/// A kernel in CUDA. Its arguments are the parameter block by value, then a pointer for each binding.
+#[derive(Clone, Copy)]
+pub struct Cuda {
+    /// The text of its file.
+    pub text: CudaText,
+    /// Chooses variant, grid, block and shared memory from the parameter block and the device.
+    pub plan: fn(params: &[u8], caps: &Caps) -> CudaPlan,
+}
+
+/// A file of CUDA kernels, with its includes resolved.
+#[derive(Clone, Copy)]
+pub struct CudaText {
+    /// The file's name without folder and `.cu`.
+    pub name: &'static str,
+    /// What is compiled. Kernels are `extern "C"` and need no header.
+    pub source: &'static str,
+}
+
+/// The text of `kernels/<name>.cu` as `build.rs` made it.
+macro_rules! cuda_text {
+    ($name:literal) => {
+        $crate::kernel::CudaText {
+            name: $name,
+            source: include_str!(concat!(env!("OUT_DIR"), "/kernels/", $name, ".cu")),
+        }
+    };
+}
+pub(crate) use cuda_text;
+
+/// What to launch on a CUDA device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaPlan {
+    /// Entry point of a variant; empty for the kernel's own name.
+    pub entry: &'static str,
+    /// Blocks along x (at most 2^31 - 1), y and z (at most 65,535 each).
+    pub grid: [u32; 3],
+    /// Threads of a block, along x.
+    pub block: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared: u32,
+}
+
+impl CudaPlan {
+    /// For a problem beyond what the kernel can do: the launch is an error.
+    pub const REFUSED: Self = Self { entry: "", grid: [0; 3], block: 0, shared: 0 };
+
+    /// One-dimensional work: `n` items in blocks of `block` threads, `per_thread` items a thread.
+    pub fn items(n: usize, per_thread: u32, block: u32) -> Self {
+        let blocks = n.div_ceil(per_thread as usize * block as usize).max(1);
+        Self { entry: "", grid: [blocks as u32, 1, 1], block, shared: 0 }
+    }
+
+    /// A grid of blocks.
+    pub fn grid(grid: [u32; 3], block: u32) -> Self {
+        Self { entry: "", grid, block, shared: 0 }
+    }
+
+    /// The same with dynamic shared memory.
+    pub fn shared(self, bytes: u32) -> Self {
+        Self { shared: bytes, ..self }
+    }
+
+    /// The same with another entry point.
+    pub fn entry(self, entry: &'static str) -> Self {
+        Self { entry, ..self }
+    }
+}
+
+/// What to launch in WGSL: an entry point and the number of workgroups along x, y, z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Entry point of a variant; empty for the kernel's own name.
@@ -88,14 +156,13 @@ impl Kernel {
             })
             .collect();
         let bytes = bytemuck::bytes_of(params);
-        let plan = (self.plan)(bytes, device.caps());
         device.count_launch();
-        device.backend().launch(self, &plan, bytes, &slots)
+        device.backend().launch(self, bytes, &slots)
     }
 
-    /// The entry point a plan means.
-    pub fn entry_of(&self, plan: &Plan) -> &'static str {
-        if plan.entry.is_empty() { self.name } else { plan.entry }
+    /// The entry point that a plan's `entry` means.
+    pub fn entry_of(&self, entry: &'static str) -> &'static str {
+        if entry.is_empty() { self.name } else { entry }
     }
 
     fn check<'t>(&self, bindings: &[&'t Tensor]) -> Result<&'t crate::Device> {

@@ -6,7 +6,7 @@
 
 use crate::cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Kernel, Plan, params};
+use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params};
 use crate::tensor::{Id, Tensor};
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -170,7 +170,10 @@ pub(crate) static ADD: Kernel = Kernel {
     bindings: &[("a", Access::Read), ("b", Access::Read), ("y", Access::Write)],
     cpu: cpu::elementwise::add_fwd,
     wgsl: include_str!("../shaders/elementwise.wgsl"),
-    cuda: None,
+    cuda: Some(Cuda {
+        text: cuda_text!("elementwise"),
+        plan: |bytes, _| CudaPlan::items(params::<AddParams>(bytes).len as usize, 4, 256),
+    }),
     plan: |bytes, _| Plan::items(params::<AddParams>(bytes).len as usize, 256),
 };
 

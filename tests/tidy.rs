@@ -142,8 +142,10 @@ fn an_op_is_one_name() {
         if !cpu.iter().any(|p| root().join(p).exists()) {
             broken.push(format!("{path} has kernels, but there is no {}", cpu[0]));
         }
-        if !root().join(format!("shaders/{name}.wgsl")).exists() {
-            broken.push(format!("{path} has kernels, but there is no shaders/{name}.wgsl"));
+        for file in [format!("shaders/{name}.wgsl"), format!("kernels/{name}.cu")] {
+            if !root().join(&file).exists() {
+                broken.push(format!("{path} has kernels, but there is no {file}"));
+            }
         }
     }
     report(broken);
@@ -160,6 +162,11 @@ fn literals_after<'t>(text: &'t str, marker: &str) -> Vec<&'t str> {
 #[test]
 fn entry_points_named_in_rust_exist_in_the_kernel_text() {
     let shaders: String = files("shaders", &["wgsl"]).into_values().collect();
+    let cuda: String = files("kernels", &["cu"]).into_values().collect();
+    let in_wgsl = |name: &str| shaders.contains(&format!("fn {name}("));
+    let in_cuda = |name: &str| {
+        cuda.lines().any(|l| l.starts_with("KERNEL(") && l.contains(&format!(") {name}(")))
+    };
     let mut entries = 0;
     let mut broken = Vec::new();
     for (path, text) in files("src", &["rs"]) {
@@ -174,10 +181,14 @@ fn entry_points_named_in_rust_exist_in_the_kernel_text() {
         let variants = literals_after(&text, ".entry(\"")
             .into_iter()
             .chain(literals_after(&text, "entry: \""));
-        for name in kernels.chain(variants) {
+        for (name, variant) in kernels.map(|k| (k, false)).chain(variants.map(|v| (v, true))) {
             entries += 1;
-            if !shaders.contains(&format!("fn {name}(")) {
+            // A variant may be one language's alone.
+            if !in_wgsl(name) && !(variant && in_cuda(name)) {
                 broken.push(format!("{path}: no WGSL entry point {name}"));
+            }
+            if !in_cuda(name) && !(variant && in_wgsl(name)) {
+                broken.push(format!("{path}: no CUDA entry point {name}"));
             }
             if !["_f32", "_f16", "_bf16", "_u32"].iter().any(|s| name.ends_with(s)) {
                 broken.push(format!("{path}: {name} does not end in its dtype"));
@@ -197,7 +208,9 @@ fn nothing_unfinished_is_committed() {
                 broken.push(format!("{path}: {word}"));
             }
         }
-        for (i, line) in code(&text).lines().enumerate() {
+        // Unit tests may stand in a file of their own.
+        let tests = path.ends_with("tests.rs");
+        for (i, line) in code(&text).lines().enumerate().filter(|_| !tests) {
             if line.contains(".unwrap()") {
                 broken.push(format!(
                     "{path}: unwrap() outside tests (code line {}): {}",
@@ -213,9 +226,27 @@ fn nothing_unfinished_is_committed() {
             ));
         }
     }
-    for (path, text) in files("shaders", &["wgsl"]) {
+    let kernels = files("kernels", &["cu", "cuh", "cpp", "h"]);
+    for (path, text) in files("shaders", &["wgsl"]).into_iter().chain(kernels) {
         if text.lines().count() > 550 {
             broken.push(format!("{path}: {} lines", text.lines().count()));
+        }
+    }
+    report(broken);
+}
+
+/// The kernels run on a driver alone, and on the emulated device: what either cannot do stands in the portable layer.
+#[test]
+fn cuda_kernels_keep_to_the_portable_layer() {
+    let mut broken = Vec::new();
+    for (path, text) in files("kernels", &["cu", "cuh"]) {
+        if path == "kernels/common.cuh" {
+            continue;
+        }
+        for word in ["asm", "#include <", "__shared__", "__global__", "__device__"] {
+            if code(&text).contains(word) {
+                broken.push(format!("{path}: {word} belongs to kernels/common.cuh"));
+            }
         }
     }
     report(broken);

@@ -3,7 +3,7 @@
 use super::pool::{Pool, size_class};
 use super::{Backend, Buffer, Caps, KernelTime, Slot};
 use crate::error::{Error, Result};
-use crate::kernel::{CpuArgs, Kernel, Plan, host_slot};
+use crate::kernel::{CpuArgs, Kernel, host_slot};
 use std::alloc::Layout;
 use std::any::Any;
 use std::ptr::NonNull;
@@ -135,13 +135,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn launch(
-        &self,
-        kernel: &'static Kernel,
-        _: &Plan,
-        params: &[u8],
-        slots: &[Slot<'_>],
-    ) -> Result<()> {
+    fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()> {
         let slots: Vec<_> = slots.iter().map(|s| host_slot(s, base)).collect();
         // SAFETY: buffers are 64-byte aligned, zeroed when made and alive through the slots' borrow; `Kernel::launch` has
         // refused written slots that overlap others.

@@ -1,5 +1,29 @@
-//! NVIDIA GPUs through the CUDA driver, loaded at run time. What stands here today is the probe: the kernels' `.cu` texts
-//! are not written yet (`Kernel::cuda` is `None`), so a CUDA device is reported, never opened.
+//! NVIDIA GPUs through the CUDA driver, loaded at run time.
+//!
+//! One stream a device: launches and copies happen in order, so pooled memory can be handed out again while earlier work
+//! still runs. Uploads go through two pinned buffers in turn, so that the host does not wait for the GPU.
+
+use super::cuda_compile::Target;
+use super::cuda_launch::Launch;
+use super::pool::{Pool, size_class};
+use super::{Backend, Buffer, Caps, KernelTime, Slot};
+use crate::error::{Error, Result};
+use crate::kernel::{CudaText, Kernel};
+use cudarc::driver::sys::{
+    CUdevice_attribute as Attribute, CUdeviceptr, CUevent_flags, CUfunction_attribute,
+};
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DriverError, PinnedHostSlice,
+    result,
+};
+use cudarc::nvrtc::Ptx;
+use std::any::Any;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Bytes of a pinned buffer: larger copies go in pieces.
+const STAGING: usize = 8 << 20;
 
 /// The CUDA devices by name, or why there are none.
 ///
@@ -9,15 +33,333 @@ pub(crate) fn probe() -> Result<Vec<String>, String> {
     if !unsafe { cudarc::driver::sys::is_culib_present() } {
         return Err("no CUDA driver (libcuda) found; install NVIDIA's driver".into());
     }
-    cudarc::driver::result::init().map_err(|e| format!("cuInit failed: {:?}", e.0))?;
-    let count = cudarc::driver::result::device::get_count()
-        .map_err(|e| format!("no device count: {:?}", e.0))?;
+    result::init().map_err(|e| format!("cuInit failed: {:?}", e.0))?;
+    let count = result::device::get_count().map_err(|e| format!("no device count: {:?}", e.0))?;
+    if count == 0 {
+        return Err("the CUDA driver finds no GPU".into());
+    }
     (0..count)
         .map(|i| {
-            let device = cudarc::driver::result::device::get(i)
-                .map_err(|e| format!("device {i}: {:?}", e.0))?;
-            cudarc::driver::result::device::get_name(device)
-                .map_err(|e| format!("device {i}: {:?}", e.0))
+            let device = result::device::get(i).map_err(|e| format!("device {i}: {:?}", e.0))?;
+            result::device::get_name(device).map_err(|e| format!("device {i}: {:?}", e.0))
         })
         .collect()
+}
+
+pub(crate) struct CudaBackend {
+    caps: Caps,
+    target: Target,
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    pool: Arc<Pool<Memory>>,
+    state: Mutex<State>,
+}
+
+struct State {
+    modules: HashMap<&'static str, Arc<CudaModule>>,
+    functions: HashMap<&'static str, CudaFunction>,
+    staging: Staging,
+    /// Launches and their start and end, while somebody wants their times.
+    profile: Option<Vec<(&'static str, CudaEvent, CudaEvent)>>,
+}
+
+/// Device memory, freed in stream order.
+struct Memory {
+    pointer: CUdeviceptr,
+    bytes: usize,
+    stream: Arc<CudaStream>,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // A device that is gone has freed it already.
+        let _ = self.stream.context().bind_to_thread();
+        // SAFETY: allocated by `malloc_async` on this stream and freed once; earlier work on the stream comes first.
+        let _ = unsafe { result::free_async(self.pointer, self.stream.cu_stream()) };
+    }
+}
+
+/// Memory lent from the pool.
+struct Block {
+    memory: Option<Memory>,
+    pool: Arc<Pool<Memory>>,
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            self.pool.give(memory.bytes, memory);
+        }
+    }
+}
+
+fn address(buffer: &Buffer, offset: usize) -> CUdeviceptr {
+    match &buffer.block::<Block>().memory {
+        Some(memory) => memory.pointer + offset as CUdeviceptr,
+        None => unreachable!("memory leaves its block only on drop"),
+    }
+}
+
+/// Two pinned buffers in turn; a copy out of one may still run while the other is filled.
+struct Staging {
+    buffers: [PinnedHostSlice<u8>; 2],
+    /// When the last copy out of each is done.
+    done: [CudaEvent; 2],
+    next: usize,
+}
+
+impl Staging {
+    fn new(context: &Arc<CudaContext>) -> Result<Self, DriverError> {
+        // SAFETY: no byte is read before it is written: `write` fills what it copies, `read` waits for the device's bytes.
+        let pinned = || unsafe { context.alloc_pinned_with_flags::<u8>(STAGING, 0) };
+        let event = || context.new_event(None);
+        Ok(Self { buffers: [pinned()?, pinned()?], done: [event()?, event()?], next: 0 })
+    }
+}
+
+impl CudaBackend {
+    /// Opens GPU `ordinal`; `name` is its canonical device string. The driver must be there (see [`probe`]).
+    pub(crate) fn open(name: &str, ordinal: usize) -> Result<Self> {
+        let fail = |what: &str, e: DriverError| Error::device(name, format!("{what}: {:?}", e.0));
+        let context = CudaContext::new(ordinal).map_err(|e| fail("cannot be opened", e))?;
+        let stream = context.new_stream().map_err(|e| fail("no stream", e))?;
+        // SAFETY: all work goes to one stream, so nothing has to be ordered by events.
+        unsafe { context.disable_event_tracking() };
+        let ask = |a| context.attribute(a).map_err(|e| fail("an attribute", e));
+        let mut driver = 0;
+        // SAFETY: the pointer is to a number of ours.
+        unsafe { cudarc::driver::sys::cuDriverGetVersion(&mut driver) }
+            .result()
+            .map_err(|e| fail("no driver version", e))?;
+        let capability = 10 * ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?
+            + ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let target = Target { capability, driver };
+        let hardware = context.name().map_err(|e| fail("no name", e))?;
+        target
+            .check()
+            .map_err(|why| Error::device(name, format!("{hardware} is there, but {why}")))?;
+        let shared = ask(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let threads = ask(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?;
+        let memory = context.total_mem().map_err(|e| fail("no memory size", e))?;
+        let caps = Caps {
+            name: name.into(),
+            adapter: format!(
+                "{hardware} (compute capability {}.{}, {} GiB, driver for CUDA {}.{})",
+                capability / 10,
+                capability % 10,
+                memory >> 30,
+                driver / 1000,
+                driver % 1000 / 10
+            ),
+            software: false,
+            workgroup_memory: shared as u32,
+            max_invocations: threads as u32,
+            subgroup: Some((32, 32)),
+            f16: true,
+            max_binding: memory as u64,
+            timestamps: true,
+        };
+        let staging = Staging::new(&context).map_err(|e| fail("no pinned memory", e))?;
+        let state =
+            State { modules: HashMap::new(), functions: HashMap::new(), staging, profile: None };
+        let (pool, state) = (Arc::new(Pool::new()), Mutex::new(state));
+        Ok(Self { caps, target, context, stream, pool, state })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn error(&self, what: &str, e: DriverError) -> Error {
+        Error::device(&self.caps.name, format!("{what}: {:?}", e.0))
+    }
+
+    /// Makes the device current for this thread: drivers keep that by thread.
+    fn enter(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(|e| self.error("the device is lost", e))
+    }
+
+    fn new_memory(&self, bytes: usize) -> Result<Memory, DriverError> {
+        // SAFETY: the stream is alive; the memory is written before it is read (or poisoned, in guard mode).
+        let pointer = unsafe { result::malloc_async(self.stream.cu_stream(), bytes) }?;
+        Ok(Memory { pointer, bytes, stream: self.stream.clone() })
+    }
+
+    /// The function of an entry point: compiled, loaded and allowed all shared memory at its first use.
+    fn function(
+        &self,
+        state: &mut State,
+        text: CudaText,
+        entry: &'static str,
+    ) -> Result<CudaFunction> {
+        if let Some(found) = state.functions.get(entry) {
+            return Ok(found.clone());
+        }
+        let refuse = |what: String| {
+            let (file, arch) = (text.name, self.target.capability);
+            let place = format!("kernel {entry} (kernels/{file}.cu) for sm_{arch}");
+            Error::device(&self.caps.name, format!("{place}: {what}"))
+        };
+        let module = match state.modules.get(text.name) {
+            Some(module) => module.clone(),
+            None => {
+                let image = self.target.image(text).map_err(refuse)?;
+                let module = self
+                    .context
+                    .load_module(Ptx::from_binary(image))
+                    .map_err(|e| refuse(format!("the driver refuses its code: {:?}", e.0)))?;
+                state.modules.insert(text.name, module.clone());
+                module
+            }
+        };
+        let function = module
+            .load_function(entry)
+            .map_err(|e| refuse(format!("is not in its module: {:?}", e.0)))?;
+        let fixed = function.shared_size_bytes().map_err(|e| self.error(entry, e))?;
+        let most = self.caps.workgroup_memory as i32 - fixed;
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function
+            .set_attribute(attribute, most)
+            .map_err(|e| refuse(format!("{most} bytes of shared memory: {:?}", e.0)))?;
+        state.functions.insert(entry, function.clone());
+        Ok(function)
+    }
+}
+
+impl Backend for CudaBackend {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Box<dyn Any + Send + Sync>> {
+        self.enter()?;
+        let class = size_class(bytes);
+        let memory = match self.pool.take(class) {
+            Some(memory) => memory,
+            None => self
+                .new_memory(class)
+                .or_else(|_| {
+                    // What is free in other classes goes back to the driver, once the GPU is done with it.
+                    self.pool.trim();
+                    self.stream.synchronize()?;
+                    self.new_memory(class)
+                })
+                .map_err(|e| {
+                    let what =
+                        format!("cannot allocate {class} bytes; use a smaller batch or image");
+                    self.error(&what, e)
+                })?,
+        };
+        Ok(Box::new(Block { memory: Some(memory), pool: self.pool.clone() }))
+    }
+
+    fn write(&self, dst: &Buffer, offset: usize, data: &[u8]) -> Result<()> {
+        self.enter()?;
+        let mut state = self.state();
+        let staging = &mut state.staging;
+        let mut send = |at: usize, piece: &[u8]| -> Result<(), DriverError> {
+            let i = staging.next;
+            staging.next = 1 - i;
+            staging.done[i].synchronize()?;
+            let pinned = &mut staging.buffers[i].as_mut_slice()?[..piece.len()];
+            pinned.copy_from_slice(piece);
+            let to = address(dst, offset + at);
+            // SAFETY: the range lies in the buffer, and the pinned bytes stay until `done`.
+            unsafe { result::memcpy_htod_async(to, pinned, self.stream.cu_stream()) }?;
+            staging.done[i].record(&self.stream)
+        };
+        for (i, piece) in data.chunks(STAGING).enumerate() {
+            send(i * STAGING, piece).map_err(|e| self.error("cannot copy to the device", e))?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, src: &Buffer, offset: usize, out: &mut [u8]) -> Result<()> {
+        self.enter()?;
+        let mut state = self.state();
+        let staging = &mut state.staging;
+        let mut fetch = |at: usize, piece: &mut [u8]| -> Result<(), DriverError> {
+            staging.done[0].synchronize()?;
+            let pinned = &mut staging.buffers[0].as_mut_slice()?[..piece.len()];
+            let from = address(src, offset + at);
+            // SAFETY: the range lies in the buffer, and the stream is waited for before the bytes are read.
+            unsafe { result::memcpy_dtoh_async(&mut *pinned, from, self.stream.cu_stream()) }?;
+            self.stream.synchronize()?;
+            piece.copy_from_slice(pinned);
+            Ok(())
+        };
+        for (i, piece) in out.chunks_mut(STAGING).enumerate() {
+            fetch(i * STAGING, piece)
+                .map_err(|e| self.error("cannot copy from the device (or a kernel failed)", e))?;
+        }
+        Ok(())
+    }
+
+    fn copy(&self, src: &Buffer, from: usize, dst: &Buffer, to: usize, bytes: usize) -> Result<()> {
+        self.enter()?;
+        let (to, from) = (address(dst, to), address(src, from));
+        // SAFETY: both ranges lie in their buffers; ranges of one buffer do not overlap (views are disjoint).
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
+            .map_err(|e| self.error("cannot copy on the device", e))
+    }
+
+    fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()> {
+        let launch = Launch::new(kernel, params, &self.caps)?;
+        self.enter()?;
+        let mut state = self.state();
+        let function = self.function(&mut state, launch.text, launch.entry)?;
+        let pointers: Vec<CUdeviceptr> =
+            slots.iter().map(|s| address(s.buffer, s.offset)).collect();
+        // The parameter block by value, then the pointers: the driver reads each argument from where it lies.
+        let mut arguments: Vec<*mut c_void> = vec![params.as_ptr().cast_mut().cast()];
+        arguments
+            .extend(pointers.iter().map(|p| std::ptr::from_ref(p).cast_mut().cast::<c_void>()));
+        let fail = |e: DriverError| self.error(&format!("kernel {}", launch.entry), e);
+        let mark = |on: bool| -> Result<Option<CudaEvent>> {
+            let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
+            let record = || self.stream.record_event(flags);
+            on.then(record).transpose().map_err(fail)
+        };
+        let timed = state.profile.is_some();
+        let start = mark(timed)?;
+        let [x, y, z] = launch.plan.grid;
+        // SAFETY: the arguments are those of the kernel's text (the emulated device checks their number and sizes), alive
+        // until the call returns; the buffers stay until earlier work on the stream is done.
+        unsafe {
+            result::launch_kernel(
+                function.cu_function(),
+                (x, y, z),
+                (launch.plan.block, 1, 1),
+                launch.plan.shared,
+                self.stream.cu_stream(),
+                &mut arguments,
+            )
+        }
+        .map_err(fail)?;
+        let end = mark(timed)?;
+        if let (Some(profile), Some(start), Some(end)) = (&mut state.profile, start, end) {
+            profile.push((launch.entry, start, end));
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.enter()?;
+        self.stream.synchronize().map_err(|e| self.error("a kernel failed", e))
+    }
+
+    fn set_profiling(&self, on: bool) -> Result<()> {
+        self.state().profile = on.then(Vec::new);
+        Ok(())
+    }
+
+    fn take_profile(&self) -> Result<Vec<KernelTime>> {
+        self.sync()?;
+        let taken = self.state().profile.as_mut().map(std::mem::take).unwrap_or_default();
+        let time = |(entry, start, end): (&'static str, CudaEvent, CudaEvent)| {
+            let ms = start.elapsed_ms(&end).map_err(|e| self.error("no time", e))?;
+            Ok(KernelTime { entry, seconds: f64::from(ms) * 1e-3 })
+        };
+        taken.into_iter().map(time).collect()
+    }
 }

@@ -3,6 +3,12 @@
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda_compile;
+#[cfg(feature = "cuda-emu")]
+pub(crate) mod cuda_emu;
+#[cfg(any(feature = "cuda", feature = "cuda-emu"))]
+pub(crate) mod cuda_launch;
 pub(crate) mod pool;
 mod select;
 #[cfg(feature = "wgpu")]
@@ -11,7 +17,7 @@ pub(crate) mod wgpu;
 pub use select::{DeviceReport, device_reports};
 
 use crate::error::Result;
-use crate::kernel::{Access, Kernel, Plan};
+use crate::kernel::{Access, Kernel};
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -19,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 /// What a device is and can do; `plan` functions choose kernel variants by it.
 #[derive(Clone, Debug)]
 pub struct Caps {
-    /// Canonical device string: `cpu`, `wgpu:0`, `cuda:0`.
+    /// Canonical device string: `cpu`, `wgpu:0`, `cuda:0`, `cuda-emu`.
     pub name: String,
     /// The hardware's own name.
     pub adapter: String,
@@ -73,18 +79,17 @@ pub(crate) trait Backend: Send + Sync {
     fn write(&self, dst: &Buffer, offset: usize, data: &[u8]) -> Result<()>;
     fn read(&self, src: &Buffer, offset: usize, out: &mut [u8]) -> Result<()>;
     fn copy(&self, src: &Buffer, from: usize, dst: &Buffer, to: usize, bytes: usize) -> Result<()>;
-    fn launch(
-        &self,
-        kernel: &'static Kernel,
-        plan: &Plan,
-        params: &[u8],
-        slots: &[Slot<'_>],
-    ) -> Result<()>;
+    /// Runs a kernel: plans for its own language, then launches.
+    fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()>;
     /// Waits until everything asked for so far is done.
     fn sync(&self) -> Result<()>;
     /// Starts or stops timing every launch.
     fn set_profiling(&self, on: bool) -> Result<()>;
     fn take_profile(&self) -> Result<Vec<KernelTime>>;
+    /// Whether each launch watches its own bindings, so that tensors need no guard words.
+    fn watches_bounds(&self) -> bool {
+        false
+    }
 }
 
 /// A device that tensors live on; cheap to clone.
@@ -223,7 +228,7 @@ impl Device {
     /// Memory for a tensor of `bytes` bytes, and the offset at which the tensor starts.
     pub(crate) fn alloc(&self, bytes: usize) -> Result<(Arc<Buffer>, usize)> {
         let guarded = self.0.guarded.load(Ordering::Relaxed);
-        let guard = if guarded { GUARD } else { 0 };
+        let guard = if guarded && !self.0.backend.watches_bounds() { GUARD } else { 0 };
         let bytes = bytes.next_multiple_of(4) + 2 * guard;
         let block = self.0.backend.alloc(bytes)?;
         let live = self.0.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -231,6 +236,8 @@ impl Device {
         let buffer = Arc::new(Buffer { block, bytes, guard, device: self.clone() });
         if guarded {
             self.backend().write(&buffer, 0, bytemuck::cast_slice(&vec![POISON; bytes / 4]))?;
+        }
+        if guard > 0 {
             let mut guards = self.0.guards.lock().unwrap_or_else(PoisonError::into_inner);
             guards.push(Arc::downgrade(&buffer));
         }

@@ -14,13 +14,17 @@ pub struct DeviceReport {
     pub caps: Option<Caps>,
 }
 
+/// What a device string may be.
+const EXPECTED: &str = "auto, cpu, wgpu, wgpu:INDEX, wgpu:PART-OF-NAME, cuda:INDEX or cuda-emu";
+
 /// How to get a Vulkan driver, for messages.
 #[cfg(feature = "wgpu")]
 const NO_ADAPTER: &str = "no GPU adapter found; install a Vulkan driver (Debian/Ubuntu: `apt-get install mesa-vulkan-drivers` \
      for AMD, Intel and software rendering; NVIDIA: the vendor driver; in containers set NVIDIA_DRIVER_CAPABILITIES=all)";
 
 impl Device {
-    /// Opens a device: `auto`, `cpu`, `wgpu`, `wgpu:1` (by index), `wgpu:nvidia` (by part of the adapter's name), `cuda:0`.
+    /// Opens a device: `auto`, `cpu`, `wgpu`, `wgpu:1` (by index), `wgpu:nvidia` (by part of the adapter's name), `cuda:0`,
+    /// or `cuda-emu` (the CUDA kernels on the host, for tests, in builds with that feature).
     ///
     /// `auto` takes a hardware GPU where there is one, else the CPU.
     ///
@@ -32,16 +36,16 @@ impl Device {
             ("cpu", None) => Ok(Self::cpu()),
             ("auto", None) => Ok(hardware().unwrap_or_else(Self::cpu)),
             ("wgpu", _) => open_wgpu(which),
-            ("cuda", _) => Err(Error::device(name, cuda_message())),
-            _ => Err(Error::usage(format!(
-                "unknown device '{name}': expected auto, cpu, wgpu, wgpu:INDEX, wgpu:PART-OF-NAME or cuda:INDEX"
-            ))),
+            ("cuda", _) => open_cuda(which),
+            ("cuda-emu", None) => open_emulated(),
+            _ => Err(Error::usage(format!("unknown device '{name}': expected {EXPECTED}"))),
         }
     }
 }
 
 fn hardware() -> Option<Device> {
-    open_wgpu(None).ok().filter(|d| !d.caps().software)
+    let wgpu = || open_wgpu(None).ok().filter(|d| !d.caps().software);
+    open_cuda(None).ok().or_else(wgpu)
 }
 
 #[cfg(feature = "wgpu")]
@@ -73,17 +77,46 @@ fn open_wgpu(_: Option<&str>) -> Result<Device> {
     Err(Error::device("wgpu", "this build has no wgpu; build with `--features wgpu`"))
 }
 
-fn cuda_message() -> String {
-    #[cfg(feature = "cuda")]
-    return match super::cuda::probe() {
-        Ok(found) => format!(
-            "found {}, but the CUDA kernels are not written yet; use wgpu",
-            found.join(", ")
-        ),
-        Err(why) => why,
+#[cfg(feature = "cuda-emu")]
+fn open_emulated() -> Result<Device> {
+    Ok(Device::from_backend(Box::new(super::cuda_emu::EmulatedBackend::open()?)))
+}
+
+#[cfg(not(feature = "cuda-emu"))]
+fn open_emulated() -> Result<Device> {
+    let message = "this build has no emulated CUDA device; build with `--features cuda-emu`";
+    Err(Error::device("cuda-emu", message))
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(which: Option<&str>) -> Result<Device> {
+    let index = which.unwrap_or("0");
+    let name = format!("cuda:{index}");
+    let Ok(ordinal) = index.parse::<usize>() else {
+        return Err(Error::usage(format!("unknown device '{name}': expected {EXPECTED}")));
     };
+    let found = super::cuda::probe().map_err(|why| Error::device(&name, why))?;
+    if ordinal >= found.len() {
+        let list: Vec<_> =
+            found.iter().enumerate().map(|(i, name)| format!("cuda:{i} = {name}")).collect();
+        let message = format!("no such device; there are: {}", list.join(", "));
+        return Err(Error::device(name, message));
+    }
+    let backend = super::cuda::CudaBackend::open(&name, ordinal)?;
+    Ok(Device::from_backend(Box::new(backend)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: Option<&str>) -> Result<Device> {
+    Err(Error::device("cuda:0", "this build has no CUDA; build with `--features cuda`"))
+}
+
+/// How many CUDA devices to report: one where there are none, to say why.
+fn cuda_count() -> usize {
+    #[cfg(feature = "cuda")]
+    return super::cuda::probe().map_or(1, |found| found.len());
     #[cfg(not(feature = "cuda"))]
-    "this build has no CUDA; build with `--features cuda`".into()
+    1
 }
 
 /// Every device this build knows of, usable or not.
@@ -104,7 +137,20 @@ pub fn device_reports() -> Vec<DeviceReport> {
             }
         }
     }
-    reports.push(missing("cuda:0", cuda_message()));
+    for i in 0..cuda_count() {
+        reports.push(match open_cuda(Some(&i.to_string())) {
+            Ok(device) => usable(&device),
+            Err(Error::Device { message, .. }) => missing(&format!("cuda:{i}"), message),
+            Err(e) => missing(&format!("cuda:{i}"), e.to_string()),
+        });
+    }
+    // For tests only: a build without it lacks nothing.
+    if cfg!(feature = "cuda-emu") {
+        reports.push(match open_emulated() {
+            Ok(device) => usable(&device),
+            Err(e) => missing("cuda-emu", e.to_string()),
+        });
+    }
     reports
 }
 
@@ -123,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_wrong_device_string_says_what_is_expected() {
-        for name in ["gpu", "cpu:1", "auto:2", "", "vulkan"] {
+        for name in ["gpu", "cpu:1", "auto:2", "", "vulkan", "cuda-emu:0"] {
             match Device::new(name) {
                 Err(Error::Usage(message)) => assert!(message.contains("wgpu:INDEX"), "{message}"),
                 other => panic!("{name}: {other:?}"),

@@ -7,7 +7,7 @@
 use super::pool::{Pool, size_class};
 use super::{Backend, Buffer, Caps, KernelTime, Slot};
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Kernel, Plan};
+use crate::kernel::{Access, Kernel};
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -490,15 +490,10 @@ impl Backend for WgpuBackend {
         if state.pending.len() >= BATCH { self.flush(&mut state) } else { Ok(()) }
     }
 
-    fn launch(
-        &self,
-        kernel: &'static Kernel,
-        plan: &Plan,
-        params: &[u8],
-        slots: &[Slot<'_>],
-    ) -> Result<()> {
+    fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()> {
+        let plan = (kernel.plan)(params, &self.caps);
         let mut state = self.state();
-        let entry = kernel.entry_of(plan);
+        let entry = kernel.entry_of(plan.entry);
         let pipeline = self.pipeline(&mut state, kernel, entry)?;
         let at = state.params.len();
         state.params.extend_from_slice(params);

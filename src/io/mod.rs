@@ -1,5 +1,7 @@
-//! Files: state dicts as safetensors.
+//! Files: state dicts as safetensors, compiled kernels.
 
+#[cfg(feature = "cuda")]
+pub(crate) mod kernel_cache;
 pub mod safetensors;
 
 use crate::error::{Error, Result};

@@ -2,7 +2,7 @@
 
 use crate::cpu::attention_rows as cpu;
 use crate::error::Result;
-use crate::kernel::{Access, Kernel, Plan, params};
+use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params};
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
@@ -25,7 +25,13 @@ static PAD: Kernel = Kernel {
     bindings: &[("x", Access::Read), ("padded", Access::Write)],
     cpu: cpu::pad,
     wgsl: WGSL,
-    cuda: None,
+    cuda: Some(Cuda {
+        text: cuda_text!("attention_rows"),
+        plan: |bytes, _| {
+            let p: RowParams = params(bytes);
+            CudaPlan::items(p.rows as usize * p.to as usize, 1, 256)
+        },
+    }),
     plan: |bytes, _| {
         let p: RowParams = params(bytes);
         Plan::items(p.rows as usize * p.to as usize, 64)
@@ -42,7 +48,11 @@ static DELTA: Kernel = Kernel {
     ],
     cpu: cpu::delta,
     wgsl: WGSL,
-    cuda: None,
+    cuda: Some(Cuda {
+        text: cuda_text!("attention_rows"),
+        // Eight threads a row.
+        plan: |bytes, _| CudaPlan::items(8 * params::<RowParams>(bytes).rows as usize, 1, 256),
+    }),
     plan: |bytes, _| Plan::items(params::<RowParams>(bytes).rows as usize, 64),
 };
 

@@ -19,10 +19,10 @@
 //! ```
 
 use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
-use super::reduce::{Blocks, GROUP, block_plan};
+use super::reduce::{Blocks, GROUP, block_plan, column_plan};
 use crate::cpu::batch_norm as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Kernel, Plan, params, require_f32};
+use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
 use crate::tape;
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
@@ -103,12 +103,30 @@ fn plan_elements(bytes: &[u8], _: &crate::Caps) -> Plan {
     Plan::items(p.rows as usize * p.channels as usize, 256)
 }
 
+const fn cuda(plan: fn(&[u8], &crate::Caps) -> CudaPlan) -> Option<Cuda> {
+    Some(Cuda { text: cuda_text!("batch_norm"), plan })
+}
+
+fn cuda_blocks(bytes: &[u8], _: &crate::Caps) -> CudaPlan {
+    let p: BatchNormParams = params(bytes);
+    column_plan(p.channels, p.blocks)
+}
+
+fn cuda_channels(bytes: &[u8], _: &crate::Caps) -> CudaPlan {
+    CudaPlan::items(params::<BatchNormParams>(bytes).channels as usize, 1, 64)
+}
+
+fn cuda_elements(bytes: &[u8], _: &crate::Caps) -> CudaPlan {
+    let p: BatchNormParams = params(bytes);
+    CudaPlan::items(p.rows as usize * p.channels as usize, 4, 256)
+}
+
 static STATS: Kernel = Kernel {
     name: "batch_norm_stats_f32",
     bindings: &[("x", Access::Read), ("part", Access::Write)],
     cpu: cpu::stats,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(cuda_blocks),
     plan: plan_blocks,
 };
 
@@ -124,7 +142,7 @@ static FINISH: Kernel = Kernel {
     ],
     cpu: cpu::finish,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(cuda_channels),
     plan: plan_channels,
 };
 
@@ -139,7 +157,7 @@ static TABLE: Kernel = Kernel {
     ],
     cpu: cpu::table,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(cuda_channels),
     plan: plan_channels,
 };
 
@@ -153,7 +171,7 @@ static FWD: Kernel = Kernel {
     ],
     cpu: cpu::fwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(cuda_elements),
     plan: plan_elements,
 };
 
@@ -168,7 +186,7 @@ static BWD_SUMS: Kernel = Kernel {
     ],
     cpu: cpu::bwd_sums,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(cuda_blocks),
     plan: plan_blocks,
 };
 
@@ -177,7 +195,7 @@ static BWD_FINISH: Kernel = Kernel {
     bindings: &[("part", Access::Read), ("dweight", Access::Write), ("dbias", Access::Write)],
     cpu: cpu::bwd_finish,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(cuda_channels),
     plan: plan_channels,
 };
 
@@ -195,7 +213,7 @@ static BWD: Kernel = Kernel {
     ],
     cpu: cpu::bwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(cuda_elements),
     plan: plan_elements,
 };
 

@@ -1,10 +1,13 @@
 //! 2D convolution: forward, and the gradients of input, weight and bias. [`super::linear`] is made of the same kernels.
 
 use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
+use super::reduce::column_plan;
 use crate::Caps;
 use crate::cpu::conv2d as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Kernel, MAX_GROUPS, Plan, params, require_f32};
+use crate::kernel::{
+    Access, Cuda, CudaPlan, Kernel, MAX_GROUPS, Plan, cuda_text, params, require_f32,
+};
 use crate::tape;
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
@@ -77,6 +80,25 @@ fn pixel_grid(pixels: u32, channels: u32, copies: u32) -> [u32; 3] {
     [x, channels.div_ceil(CHANNELS), blocks.div_ceil(x) * copies]
 }
 
+const fn cuda(plan: fn(&[u8], &Caps) -> CudaPlan) -> Option<Cuda> {
+    Some(Cuda { text: cuda_text!("conv2d"), plan })
+}
+
+/// A CUDA product of `rows` x `columns`, `copies` of them, in tiles of 64 x 64 or, where both sides and the number of tiles
+/// are worth it, of 128 x 128. `entries`: for any channels, for multiples of 4, and the same in large tiles.
+fn tiles(rows: u32, columns: u32, copies: u32, vec4: bool, entries: [&'static str; 3]) -> CudaPlan {
+    // Tiles that keep a large GPU busy.
+    const MANY: u64 = 256;
+    let grid = |tile: u32| [rows.div_ceil(tile).max(1), columns.div_ceil(tile), copies];
+    let large = grid(128);
+    let enough = large.iter().map(|&v| u64::from(v)).product::<u64>() >= MANY;
+    match (vec4, enough && columns >= 96 && rows >= 96) {
+        (false, _) => CudaPlan::grid(grid(64), 256).entry(entries[0]),
+        (true, false) => CudaPlan::grid(grid(64), 256).entry(entries[1]),
+        (true, true) => CudaPlan::grid(large, 256).entry(entries[2]),
+    }
+}
+
 static CONV2D_FWD: Kernel = Kernel {
     name: "conv2d_fwd_f32",
     bindings: &[
@@ -87,7 +109,11 @@ static CONV2D_FWD: Kernel = Kernel {
     ],
     cpu: cpu::fwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(|bytes, _| {
+        let p: Conv2dParams = params(bytes);
+        let entries = ["", "conv2d_fwd_vec4_f32", "conv2d_fwd_vec4_large_f32"];
+        tiles(p.n * p.p * p.q, p.o, 1, p.c.is_multiple_of(4), entries)
+    }),
     plan: |bytes, _: &Caps| {
         let p: Conv2dParams = params(bytes);
         let plan = Plan { entry: "", grid: pixel_grid(p.n * p.p * p.q, p.o, 1) };
@@ -100,11 +126,15 @@ static CONV2D_DGRAD: Kernel = Kernel {
     bindings: &[("dy", Access::Read), ("w", Access::Read), ("dx", Access::Write)],
     cpu: cpu::dgrad,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(|bytes, _| {
+        let p: Conv2dParams = params(bytes);
+        let entries = ["", "conv2d_dgrad_vec4_f32", "conv2d_dgrad_vec4_large_f32"];
+        tiles(phase_pixels(&p), p.c, p.stride_h * p.stride_w, vectors(&p), entries)
+    }),
     plan: |bytes, _: &Caps| {
         let p: Conv2dParams = params(bytes);
-        let pixels = p.n * p.h.div_ceil(p.stride_h) * p.w.div_ceil(p.stride_w);
-        let plan = Plan { entry: "", grid: pixel_grid(pixels, p.c, p.stride_h * p.stride_w) };
+        let grid = pixel_grid(phase_pixels(&p), p.c, p.stride_h * p.stride_w);
+        let plan = Plan { entry: "", grid };
         if vectors(&p) { plan.entry("conv2d_dgrad_vec4_f32") } else { plan }
     },
 };
@@ -115,7 +145,11 @@ static CONV2D_WGRAD: Kernel = Kernel {
     bindings: &[("x", Access::Read), ("dy", Access::Read), ("dw", Access::Write)],
     cpu: cpu::wgrad,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(|bytes, _| {
+        let p: Conv2dParams = params(bytes);
+        let entries = ["", "conv2d_wgrad_vec4_f32", "conv2d_wgrad_vec4_large_f32"];
+        tiles(p.o, p.kh * p.kw * p.c, p.parts, vectors(&p), entries)
+    }),
     plan: |bytes, _: &Caps| {
         let p: Conv2dParams = params(bytes);
         let [x, y] = weight_grid(&p);
@@ -130,7 +164,10 @@ static CONV2D_DBIAS: Kernel = Kernel {
     bindings: &[("dy", Access::Read), ("db", Access::Write)],
     cpu: cpu::dbias,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(|bytes, _| {
+        let p: Conv2dParams = params(bytes);
+        column_plan(p.o, p.parts)
+    }),
     plan: |bytes, _: &Caps| {
         let p: Conv2dParams = params(bytes);
         Plan { entry: "", grid: [p.o.div_ceil(64), p.parts, 1] }
@@ -142,9 +179,14 @@ static CONV2D_SUM: Kernel = Kernel {
     bindings: &[("sums", Access::Read), ("out", Access::Write)],
     cpu: cpu::sum,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(|bytes, _| CudaPlan::items(params::<SumParams>(bytes).len as usize, 4, 256)),
     plan: |bytes, _: &Caps| Plan::items(params::<SumParams>(bytes).len as usize, 256),
 };
+
+/// Pixels of the largest phase of the input gradient.
+fn phase_pixels(p: &Conv2dParams) -> u32 {
+    p.n * p.h.div_ceil(p.stride_h) * p.w.div_ceil(p.stride_w)
+}
 
 /// Whether both channel counts allow vec4 loads.
 fn vectors(p: &Conv2dParams) -> bool {
@@ -457,6 +499,9 @@ fn reference(attrs: &Attrs, a: &Arrays) -> Result<Arrays> {
     }
     Ok(Arrays::from([("y".into(), y)]))
 }
+
+#[cfg(all(test, feature = "cuda-emu"))]
+mod cuda_tests;
 
 #[cfg(test)]
 mod tests {

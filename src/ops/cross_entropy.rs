@@ -13,7 +13,7 @@ use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, nee
 use crate::Device;
 use crate::cpu::cross_entropy as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Kernel, Plan, params, require_f32};
+use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
 use crate::tape;
 use crate::tensor::{DType, Tensor};
 use bytemuck::{Pod, Zeroable};
@@ -40,6 +40,10 @@ pub(crate) struct CrossEntropyParams {
     pub(crate) nan: f32,
 }
 
+const fn cuda(plan: fn(&[u8], &crate::Caps) -> CudaPlan) -> Option<Cuda> {
+    Some(Cuda { text: cuda_text!("cross_entropy"), plan })
+}
+
 static FWD: Kernel = Kernel {
     name: "cross_entropy_fwd_f32",
     bindings: &[
@@ -50,7 +54,10 @@ static FWD: Kernel = Kernel {
     ],
     cpu: cpu::fwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(|bytes, _| {
+        // One warp a row, eight a block.
+        CudaPlan::items(params::<CrossEntropyParams>(bytes).rows as usize * 32, 1, 256)
+    }),
     plan: |bytes, _| Plan::items(params::<CrossEntropyParams>(bytes).rows as usize, 64),
 };
 
@@ -64,7 +71,7 @@ static FINISH: Kernel = Kernel {
     ],
     cpu: cpu::finish,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(|_, _| CudaPlan::grid([1, 1, 1], 256)),
     plan: |_, _| Plan { entry: "", grid: [1, 1, 1] },
 };
 
@@ -81,7 +88,10 @@ static BWD: Kernel = Kernel {
     ],
     cpu: cpu::bwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(|bytes, _| {
+        let p: CrossEntropyParams = params(bytes);
+        CudaPlan::items(p.rows as usize * p.classes as usize, 1, 256)
+    }),
     plan: |bytes, _| {
         let p: CrossEntropyParams = params(bytes);
         Plan::items(p.rows as usize * p.classes as usize, 256)

@@ -4,7 +4,7 @@
 use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
 use crate::cpu::dropout as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Kernel, Plan, params, require_f32};
+use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
 use crate::tape;
 use crate::tensor::Tensor;
 use crate::tensor::philox::Philox;
@@ -31,7 +31,10 @@ static APPLY: Kernel = Kernel {
     bindings: &[("x", Access::Read), ("y", Access::Write)],
     cpu: cpu::apply,
     wgsl: include_str!("../../shaders/dropout.wgsl"),
-    cuda: None,
+    cuda: Some(Cuda {
+        text: cuda_text!("dropout"),
+        plan: |bytes, _| CudaPlan::items(params::<DropoutParams>(bytes).len as usize, 4, 256),
+    }),
     // Four elements an invocation: one round of Philox gives four words.
     plan: |bytes, _| Plan::items((params::<DropoutParams>(bytes).len as usize).div_ceil(4), 64),
 };

@@ -4,12 +4,19 @@ use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, nee
 use super::reduce::sum_rows;
 use crate::cpu::elementwise as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, CpuArgs, Kernel, Plan, params, require_f32};
+use crate::kernel::{
+    Access, CpuArgs, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32,
+};
 use crate::tape::{self, AddParams as Params};
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
 const WGSL: &str = include_str!("../../shaders/elementwise.wgsl");
+const CUDA: Cuda = Cuda {
+    text: cuda_text!("elementwise"),
+    // Every parameter block here begins with the number of elements.
+    plan: |bytes, _| CudaPlan::items(params::<Params>(&bytes[..4]).len as usize, 4, 256),
+};
 
 type Bindings = &'static [(&'static str, Access)];
 
@@ -21,7 +28,7 @@ const SLOPE: Bindings = &[("saved", Access::Read), ("dy", Access::Read), ("dx", 
 const fn kernel(name: &'static str, bindings: Bindings, cpu: fn(&CpuArgs<'_>)) -> Kernel {
     let plan =
         |bytes: &[u8], _: &crate::Caps| Plan::items(params::<Params>(bytes).len as usize, 256);
-    Kernel { name, bindings, cpu, wgsl: WGSL, cuda: None, plan }
+    Kernel { name, bindings, cpu, wgsl: WGSL, cuda: Some(CUDA), plan }
 }
 
 static MUL_FWD: Kernel = kernel("mul_fwd_f32", BINARY, cpu::mul_fwd);
@@ -46,7 +53,7 @@ static ADD_BIAS_FWD: Kernel = Kernel {
     bindings: &[("x", Access::Read), ("bias", Access::Read), ("y", Access::Write)],
     cpu: cpu::add_bias_fwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: Some(CUDA),
     plan: |bytes, _| Plan::items(params::<AddBiasParams>(bytes).len as usize, 256),
 };
 

@@ -15,6 +15,7 @@ use crate::kernel::{Access, Kernel, Plan, params};
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
+mod cuda;
 mod spec;
 pub(crate) use spec::SPEC;
 
@@ -127,7 +128,7 @@ static FWD: Kernel = Kernel {
     ],
     cpu: cpu::fwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda::FWD,
     plan: plan_tokens,
 };
 
@@ -137,7 +138,7 @@ static BWD: Kernel = Kernel {
     bindings: backward_bindings!("grads"),
     cpu: cpu::bwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda::BWD,
     plan: plan_tokens,
 };
 
@@ -146,7 +147,7 @@ static BWD_DQ: Kernel = Kernel {
     bindings: backward_bindings!("dq"),
     cpu: cpu::dq,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda::BWD_DQ,
     plan: plan_tokens,
 };
 
@@ -155,7 +156,7 @@ static BWD_DKV: Kernel = Kernel {
     bindings: backward_bindings!("dk", "dv"),
     cpu: cpu::dkv,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda::BWD_DKV,
     plan: plan_tokens,
 };
 
@@ -164,7 +165,7 @@ static BWD_TABLES: Kernel = Kernel {
     bindings: backward_bindings!("partial"),
     cpu: cpu::tables,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda::BWD_TABLES,
     plan: |bytes, _| {
         let p: GlobalAttentionParams = params(bytes);
         Plan::items(p.pieces as usize * p.layout().partial_rows(), 64)
@@ -176,7 +177,7 @@ static BWD_TABLES_SUM: Kernel = Kernel {
     bindings: &[("partial", READ), ("dtables", WRITE)],
     cpu: cpu::tables_sum,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda::BWD_TABLES_SUM,
     plan: |bytes, _| Plan::items(params::<GlobalAttentionParams>(bytes).layout().offsets()[3], 64),
 };
 

@@ -1,9 +1,10 @@
 //! The mean over an image's pixels.
 
 use super::case::{Array, Arrays, Case, Layout, OpSpec, Port, Tensors, need};
+use super::reduce::column_chunks;
 use crate::cpu::global_avg_pool as cpu;
 use crate::error::Result;
-use crate::kernel::{Access, Kernel, Plan, params, require_f32};
+use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
 use crate::tape;
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
@@ -24,7 +25,13 @@ static FWD: Kernel = Kernel {
     bindings: &[("x", Access::Read), ("y", Access::Write)],
     cpu: cpu::fwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: Some(Cuda {
+        text: cuda_text!("global_avg_pool"),
+        plan: |bytes, _| {
+            let p: GlobalAvgPoolParams = params(bytes);
+            CudaPlan::grid([p.images * column_chunks(p.channels), 1, 1], 256)
+        },
+    }),
     plan: |bytes, _| {
         let p: GlobalAvgPoolParams = params(bytes);
         Plan::items(p.images as usize * p.channels as usize, 64)
@@ -36,7 +43,17 @@ static BWD: Kernel = Kernel {
     bindings: &[("dy", Access::Read), ("dx", Access::Write)],
     cpu: cpu::bwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: Some(Cuda {
+        text: cuda_text!("global_avg_pool"),
+        plan: |bytes, _| {
+            let p: GlobalAvgPoolParams = params(bytes);
+            CudaPlan::items(
+                [p.images, p.pixels, p.channels].iter().map(|&v| v as usize).product(),
+                4,
+                256,
+            )
+        },
+    }),
     plan: |bytes, _| {
         let p: GlobalAvgPoolParams = params(bytes);
         Plan::items([p.images, p.pixels, p.channels].iter().map(|&v| v as usize).product(), 256)

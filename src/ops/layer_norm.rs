@@ -7,11 +7,11 @@
 //! ```
 
 use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
-use super::reduce::{Blocks, GROUP, block_plan};
+use super::reduce::{Blocks, GROUP, block_plan, column_plan};
 use crate::Caps;
 use crate::cpu::layer_norm as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Kernel, Plan, params, require_f32};
+use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
 use crate::tape;
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
@@ -48,6 +48,15 @@ fn plan_rows(bytes: &[u8], _: &Caps) -> Plan {
     Plan::items(params::<LayerNormParams>(bytes).rows as usize, 1)
 }
 
+const fn cuda(plan: fn(&[u8], &Caps) -> CudaPlan) -> Option<Cuda> {
+    Some(Cuda { text: cuda_text!("layer_norm"), plan })
+}
+
+/// One warp a row, eight a block.
+fn cuda_rows(bytes: &[u8], _: &Caps) -> CudaPlan {
+    CudaPlan::items(params::<LayerNormParams>(bytes).rows as usize * 32, 1, 256)
+}
+
 static FWD: Kernel = Kernel {
     name: "layer_norm_fwd_f32",
     bindings: &[
@@ -59,7 +68,7 @@ static FWD: Kernel = Kernel {
     ],
     cpu: cpu::fwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(cuda_rows),
     plan: plan_rows,
 };
 
@@ -74,7 +83,7 @@ static BWD: Kernel = Kernel {
     ],
     cpu: cpu::bwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(cuda_rows),
     plan: plan_rows,
 };
 
@@ -88,7 +97,10 @@ static BWD_SUMS: Kernel = Kernel {
     ],
     cpu: cpu::bwd_sums,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(|bytes, _| {
+        let p: LayerNormParams = params(bytes);
+        column_plan(p.channels, p.blocks)
+    }),
     plan: |bytes, _| {
         let p: LayerNormParams = params(bytes);
         block_plan(p.channels, p.blocks)
@@ -100,7 +112,9 @@ static BWD_FINISH: Kernel = Kernel {
     bindings: &[("part", Access::Read), ("dweight", Access::Write), ("dbias", Access::Write)],
     cpu: cpu::bwd_finish,
     wgsl: WGSL,
-    cuda: None,
+    cuda: cuda(|bytes, _| {
+        CudaPlan::items(params::<LayerNormParams>(bytes).channels as usize, 1, 64)
+    }),
     plan: |bytes, _| Plan::items(params::<LayerNormParams>(bytes).channels as usize, GROUP),
 };
 

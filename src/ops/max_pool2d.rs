@@ -8,7 +8,7 @@
 use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
 use crate::cpu::max_pool2d as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Kernel, Plan, params, require_f32};
+use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
 use crate::tape;
 use crate::tensor::{DType, Tensor};
 use bytemuck::{Pod, Zeroable};
@@ -58,7 +58,10 @@ static FWD: Kernel = Kernel {
     bindings: &[("x", Access::Read), ("y", Access::Write), ("places", Access::Write)],
     cpu: cpu::fwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: Some(Cuda {
+        text: cuda_text!("max_pool2d"),
+        plan: |bytes, _| CudaPlan::items(out_len(&params(bytes)), 4, 256),
+    }),
     plan: |bytes, _| {
         let p: MaxPool2dParams = params(bytes);
         // Four elements an invocation: their places fill a word.
@@ -71,7 +74,13 @@ static BWD: Kernel = Kernel {
     bindings: &[("dy", Access::Read), ("places", Access::Read), ("dx", Access::Write)],
     cpu: cpu::bwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: Some(Cuda {
+        text: cuda_text!("max_pool2d"),
+        plan: |bytes, _| {
+            let p: MaxPool2dParams = params(bytes);
+            CudaPlan::items([p.n, p.h, p.w, p.c].iter().map(|&v| v as usize).product(), 4, 256)
+        },
+    }),
     plan: |bytes, _| {
         let p: MaxPool2dParams = params(bytes);
         Plan::items([p.n, p.h, p.w, p.c].iter().map(|&v| v as usize).product(), 256)

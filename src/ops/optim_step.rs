@@ -18,7 +18,7 @@
 use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
 use crate::cpu::optim_step as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Kernel, Plan, params, require_f32};
+use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
@@ -104,7 +104,10 @@ static SGD: Kernel = Kernel {
     ],
     cpu: cpu::sgd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: Some(Cuda {
+        text: cuda_text!("optim_step"),
+        plan: |bytes, _| CudaPlan::items(params::<SgdParams>(bytes).len as usize, 4, 256),
+    }),
     plan: |bytes, _| Plan::items(params::<SgdParams>(bytes).len as usize, 256),
 };
 
@@ -119,7 +122,10 @@ static ADAMW: Kernel = Kernel {
     ],
     cpu: cpu::adamw,
     wgsl: WGSL,
-    cuda: None,
+    cuda: Some(Cuda {
+        text: cuda_text!("optim_step"),
+        plan: |bytes, _| CudaPlan::items(params::<AdamWParams>(bytes).len as usize, 4, 256),
+    }),
     plan: |bytes, _| Plan::items(params::<AdamWParams>(bytes).len as usize, 256),
 };
 

@@ -2,7 +2,7 @@
 
 use crate::cpu::reduce as cpu;
 use crate::error::Result;
-use crate::kernel::{Access, Kernel, Plan, params};
+use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params};
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
@@ -44,6 +44,17 @@ pub(crate) fn block_plan(channels: u32, blocks: u32) -> Plan {
     Plan { entry: "", grid: [channels.div_ceil(GROUP), blocks, 1] }
 }
 
+/// In CUDA, `chunks` of channels along x and `rows` along y, as `kernels/columns.cuh` cuts them.
+pub(crate) fn column_plan(channels: u32, rows: u32) -> CudaPlan {
+    CudaPlan::grid([column_chunks(channels), rows, 1], 256)
+}
+
+/// Blocks along the channels: each has a power of two of threads, at most 32, with 4 channels each where 4 divides them.
+pub(crate) fn column_chunks(channels: u32) -> u32 {
+    let packs = if channels.is_multiple_of(4) { channels / 4 } else { channels };
+    packs.div_ceil(packs.next_power_of_two().min(32))
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub(crate) struct SumRowsParams {
@@ -58,7 +69,13 @@ static SUM_ROWS: Kernel = Kernel {
     bindings: &[("x", Access::Read), ("sum", Access::Write)],
     cpu: cpu::sum_rows_fwd,
     wgsl: include_str!("../../shaders/reduce.wgsl"),
-    cuda: None,
+    cuda: Some(Cuda {
+        text: cuda_text!("reduce"),
+        plan: |bytes, _| {
+            let p: SumRowsParams = params(bytes);
+            column_plan(p.channels, p.blocks)
+        },
+    }),
     plan: |bytes, _| {
         let p: SumRowsParams = params(bytes);
         block_plan(p.channels, p.blocks)

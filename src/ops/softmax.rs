@@ -4,7 +4,7 @@ use super::case::{Array, Arrays, Case, Layout, OpSpec, Port, Tensors, need};
 use crate::Caps;
 use crate::cpu::softmax as cpu;
 use crate::error::Result;
-use crate::kernel::{Access, Kernel, Plan, params, require_f32};
+use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
 use crate::tape;
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
@@ -24,12 +24,18 @@ fn plan(bytes: &[u8], _: &Caps) -> Plan {
     Plan::items(params::<SoftmaxParams>(bytes).rows as usize, 1)
 }
 
+const CUDA: Option<Cuda> = Some(Cuda {
+    text: cuda_text!("softmax"),
+    // One warp a row, eight a block.
+    plan: |bytes, _| CudaPlan::items(params::<SoftmaxParams>(bytes).rows as usize * 32, 1, 256),
+});
+
 static FWD: Kernel = Kernel {
     name: "softmax_fwd_f32",
     bindings: &[("x", Access::Read), ("y", Access::Write)],
     cpu: cpu::fwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: CUDA,
     plan,
 };
 
@@ -38,7 +44,7 @@ static BWD: Kernel = Kernel {
     bindings: &[("y", Access::Read), ("dy", Access::Read), ("dx", Access::Write)],
     cpu: cpu::bwd,
     wgsl: WGSL,
-    cuda: None,
+    cuda: CUDA,
     plan,
 };
 

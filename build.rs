@@ -1,0 +1,184 @@
+//! Makes the CUDA texts ready: resolves their includes (NVRTC has no include path), compiles them where there is an nvcc,
+//! and with the feature `cuda-emu` compiles them for the host too.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=kernels");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("kernels");
+    fs::create_dir_all(&out).unwrap_or_else(|e| panic!("{}: {e}", out.display()));
+    let texts: Vec<(String, String)> =
+        sources().iter().map(|path| (stem(path), resolve(path, &mut BTreeSet::new()))).collect();
+    for (name, text) in &texts {
+        write(&out.join(format!("{name}.cu")), text);
+    }
+    write(&out.join("embedded.rs"), &embedded(&texts, &out));
+    #[cfg(feature = "cuda-emu")]
+    {
+        // Faulty kernels that only the emulator's tests run.
+        let faults = resolve(Path::new("kernels/emu/faults.cu"), &mut BTreeSet::new());
+        let all: Vec<_> = texts.into_iter().chain([("faults".into(), faults)]).collect();
+        emulator::compile(&all, &out);
+    }
+}
+
+/// A Rust table of machine code for every text, made by nvcc where there is one (`ATTN2D_NVCC` names it; empty: none).
+fn embedded(texts: &[(String, String)], out: &Path) -> String {
+    println!("cargo::rerun-if-env-changed=ATTN2D_NVCC");
+    println!("cargo::rerun-if-env-changed=PATH");
+    let nvcc = match env::var_os("ATTN2D_NVCC") {
+        Some(path) => Some(PathBuf::from(path)).filter(|path| !path.as_os_str().is_empty()),
+        None => env::split_paths(&env::var_os("PATH").unwrap_or_default())
+            .map(|folder| folder.join(format!("nvcc{}", env::consts::EXE_SUFFIX)))
+            .find(|path| path.is_file()),
+    };
+    let mut table = "static FATBINS: &[(&str, &[u8])] = &[\n".to_string();
+    for (name, text) in texts.iter().filter(|_| env::var_os("CARGO_FEATURE_CUDA").is_some()) {
+        let Some(nvcc) = &nvcc else { continue };
+        let code = out.join(format!("{name}.fatbin"));
+        compile(nvcc, &out.join(format!("{name}.cu")), &code, text);
+        table += &format!("    ({name:?}, include_bytes!({:?})),\n", code.display().to_string());
+    }
+    table + "];\n"
+}
+
+/// Code for Ampere, Ada and Hopper, and PTX for what comes later. Kept while the text stays the same.
+fn compile(nvcc: &Path, source: &Path, code: &Path, text: &str) {
+    let made_from = code.with_extension("made_from");
+    let recipe = format!("{}\n{text}", nvcc.display());
+    if code.is_file() && fs::read_to_string(&made_from).is_ok_and(|old| old == recipe) {
+        return;
+    }
+    let mut command = Command::new(nvcc);
+    command.args(["-fatbin", "-O3", "-std=c++17"]);
+    for (arch, kind) in [("80", "sm"), ("86", "sm"), ("89", "sm"), ("90", "sm"), ("90", "compute")]
+    {
+        command.arg(format!("-gencode=arch=compute_{arch},code={kind}_{arch}"));
+    }
+    let status = command.arg("-o").arg(code).arg(source).status();
+    match status {
+        Ok(status) if status.success() => write(&made_from, &recipe),
+        Ok(status) => panic!(
+            "{} fails on {} ({status}); set ATTN2D_NVCC to another nvcc, or to nothing to compile at run time",
+            nvcc.display(),
+            source.display()
+        ),
+        Err(e) => panic!("{}: {e}; ATTN2D_NVCC names the compiler", nvcc.display()),
+    }
+}
+
+/// The kernel files, in a fixed order.
+fn sources() -> Vec<PathBuf> {
+    let entries = fs::read_dir("kernels").unwrap_or_else(|e| panic!("kernels: {e}"));
+    let mut paths: Vec<PathBuf> = entries
+        .map(|entry| entry.unwrap_or_else(|e| panic!("kernels: {e}")).path())
+        .filter(|path| path.extension().is_some_and(|e| e == "cu"))
+        .collect();
+    paths.sort();
+    paths
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned())
+}
+
+/// The text of a file with every `#include "..."` replaced by that file, once each. `#line` keeps compilers' messages true.
+fn resolve(path: &Path, seen: &mut BTreeSet<PathBuf>) -> String {
+    let name = path.display().to_string().replace('\\', "/");
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let mut out = format!("#line 1 \"{name}\"\n");
+    for (i, line) in text.lines().enumerate() {
+        match line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"')) {
+            Some(file) => {
+                let file = path.with_file_name(file);
+                if seen.insert(file.clone()) {
+                    out += &resolve(&file, seen);
+                }
+                out += &format!("#line {} \"{name}\"\n", i + 2);
+            }
+            None => {
+                out += line;
+                out.push('\n');
+            }
+        }
+    }
+    out
+}
+
+fn write(path: &Path, text: &str) {
+    // Untouched where nothing changed, so that nothing is compiled again for it.
+    if fs::read_to_string(path).is_ok_and(|old| old == text) {
+        return;
+    }
+    fs::write(path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+#[cfg(feature = "cuda-emu")]
+mod emulator {
+    use super::write;
+    use std::path::Path;
+
+    /// Compiles every kernel text as C++ with a table of their entry points, and the emulator that runs them.
+    pub(super) fn compile(texts: &[(String, String)], out: &Path) {
+        let mut build = cc::Build::new();
+        build
+            .cpp(true)
+            .std("c++17")
+            .include("kernels/emu")
+            .opt_level(2)
+            .flag_if_supported("-fno-strict-aliasing")
+            .flag_if_supported("-Wno-unused-function")
+            // Leaving a fibre by longjmp is what a fault does; the fortified one takes it for an overrun.
+            .flag("-U_FORTIFY_SOURCE")
+            .file("kernels/emu/emu.cpp")
+            .file("kernels/emu/launch.cpp");
+        let mut entries = Vec::new();
+        for (name, text) in texts {
+            let mut whole = format!("#include \"emu.h\"\nnamespace {{\n{text}\n}}\n");
+            for (entry, threads) in kernels(text) {
+                whole += &format!("EMU_EXPORT({entry}, {threads})\n");
+                entries.push(entry);
+            }
+            let path = out.join(format!("emu_{name}.cpp"));
+            write(&path, &whole);
+            build.file(path);
+        }
+        let table = out.join("emu_table.cpp");
+        write(&table, &table_of(&entries));
+        build.file(table);
+        build.compile("attn2d_emu");
+    }
+
+    /// Names and block sizes of the kernels in a text: `KERNEL(threads) name(` or `KERNEL(threads, blocks) name(`.
+    fn kernels(text: &str) -> Vec<(&str, &str)> {
+        text.lines()
+            .filter_map(|line| line.strip_prefix("KERNEL("))
+            .map(|rest| {
+                let parsed = rest.split_once(')').and_then(|(bounds, rest)| {
+                    let threads = bounds.split(',').next()?;
+                    Some((rest.trim_start().split_once('(')?.0, threads))
+                });
+                parsed.unwrap_or_else(|| {
+                    panic!("expected `KERNEL(threads) name(`, found KERNEL({rest}")
+                })
+            })
+            .collect()
+    }
+
+    fn table_of(entries: &[&str]) -> String {
+        let mut text = "#include \"emu.h\"\n".to_string();
+        for entry in entries {
+            text += &format!("extern \"C\" const emu::Kernel attn2d_emu_{entry};\n");
+        }
+        text += "extern \"C\" const emu::Kernel *const attn2d_emu_kernels[];\n";
+        text += "const emu::Kernel *const attn2d_emu_kernels[] = {\n";
+        for entry in entries {
+            text += &format!("    &attn2d_emu_{entry},\n");
+        }
+        text + "    nullptr};\n"
+    }
+}

@@ -1,0 +1,258 @@
+// Batch norm fused with residual and activation; formulas and the table [4, channels] (mean, 1 / std, weight / std, bias) are
+// explained in src/ops/batch_norm.rs. Layout [rows, channels].
+//
+// Statistics and sums: a block takes a block of rows and some channels (columns.cuh); a second launch joins the blocks, one
+// thread a channel. The rest: a thread owns four neighbouring elements. Bytes: stats x, forward x (+ residual) and y; backward
+// sums x, dy (+ third), backward the same and dx (+ dresidual). Memory-bound.
+
+#include "common.cuh"
+#include "columns.cuh"
+
+struct BatchNormParams {
+    u32 rows, channels, rows_per_block, blocks;
+    u32 act, residual, residual_grad, training;
+    float eps, momentum;
+};
+
+#define RELU 1
+#define SILU 2
+
+// ------------------------------------------------------------------------------------------------ statistics
+
+// A running mean and sum of squared deviations, merged by Chan, Golub and LeVeque's rule: exact also far from zero.
+struct Moments { float seen, mean, m2; };
+
+DEVICE Moments merge(Moments a, Moments b) {
+    float n = a.seen + b.seen;
+    float share = n > 0.0f ? b.seen / n : 0.0f;
+    float delta = b.mean - a.mean;
+    return Moments{n, a.mean + delta * share, a.m2 + b.m2 + delta * delta * (a.seen * share)};
+}
+
+template <int N> DEVICE void stats(BatchNormParams p, const float *x, float *part, float *shares) {
+    Columns at = columns<N>(p.channels, blockIdx.x);
+    u32 first = blockIdx.y * p.rows_per_block, end = least(first + p.rows_per_block, p.rows);
+    Moments total[N];
+    UNROLL for (int k = 0; k < N; k++) total[k] = Moments{0.0f, 0.0f, 0.0f};
+    u32 r = at.inside ? first + at.row : end;
+    // Four rows in registers at a time: their own mean first, so that a division comes once in four.
+    for (; r + 3 * at.step < end; r += 4 * at.step) {
+        Pack<N> v[4];
+        UNROLL for (int j = 0; j < 4; j++) v[j] = load<N>(x + (r + j * at.step) * p.channels + at.channel);
+        UNROLL for (int k = 0; k < N; k++) {
+            float mean = ((v[0].v[k] + v[1].v[k]) + (v[2].v[k] + v[3].v[k])) * 0.25f, m2 = 0.0f;
+            UNROLL for (int j = 0; j < 4; j++) m2 += (v[j].v[k] - mean) * (v[j].v[k] - mean);
+            total[k] = merge(total[k], Moments{4.0f, mean, m2});
+        }
+    }
+    for (; r < end; r += at.step) {
+        Pack<N> v = load<N>(x + r * p.channels + at.channel);
+        UNROLL for (int k = 0; k < N; k++) total[k] = merge(total[k], Moments{1.0f, v.v[k], 0.0f});
+    }
+    // The tree over the rows of threads.
+    float *mine = shares + threadIdx.x;
+    UNROLL for (int k = 0; k < N; k++) {
+        mine[2 * k * 256] = total[k].mean;
+        mine[(2 * k + 1) * 256] = total[k].m2;
+    }
+    mine[2 * N * 256] = total[0].seen;
+    for (u32 half = at.step / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (at.row < half) {
+            const float *other = mine + half * at.lanes;
+            UNROLL for (int k = 0; k < N; k++) {
+                Moments theirs = {other[2 * N * 256], other[2 * k * 256], other[(2 * k + 1) * 256]};
+                total[k] = merge(total[k], theirs);
+                mine[2 * k * 256] = total[k].mean;
+                mine[(2 * k + 1) * 256] = total[k].m2;
+            }
+            mine[2 * N * 256] = total[0].seen;
+        }
+    }
+    if (at.inside && at.row == 0) {
+        Pack<N> mean, m2;
+        UNROLL for (int k = 0; k < N; k++) {
+            mean.v[k] = total[k].mean;
+            m2.v[k] = total[k].m2;
+        }
+        float *out = part + blockIdx.y * 2 * p.channels + at.channel;
+        store(out, mean);
+        store(out + p.channels, m2);
+    }
+}
+
+// part [blocks, 2, channels]
+KERNEL(256) batch_norm_stats_f32(BatchNormParams p, const float *x, float *part) {
+    SMEM(float, shares, 9 * 256);
+    if (p.channels % 4 == 0) stats<4>(p, x, part, shares);
+    else stats<1>(p, x, part, shares);
+}
+
+KERNEL(64) batch_norm_finish_f32(
+    BatchNormParams p, const float *part, const float *weight, const float *bias, float *running_mean, float *running_var,
+    float *table) {
+    u32 c = flat_id();
+    if (c >= p.channels) return;
+    Moments total = {0.0f, 0.0f, 0.0f};
+    for (u32 b = 0; b < p.blocks; b++) {
+        u32 rows = least(p.rows_per_block, p.rows - b * p.rows_per_block);
+        const float *at = part + b * 2 * p.channels + c;
+        total = merge(total, Moments{float(rows), at[0], at[p.channels]});
+    }
+    float rows = float(p.rows);
+    float inv_std = 1.0f / sqrtf(total.m2 / rows + p.eps);
+    table[c] = total.mean;
+    table[p.channels + c] = inv_std;
+    table[2 * p.channels + c] = weight[c] * inv_std;
+    table[3 * p.channels + c] = bias[c];
+    running_mean[c] += p.momentum * (total.mean - running_mean[c]);
+    running_var[c] += p.momentum * (total.m2 / (rows - 1.0f) - running_var[c]);
+}
+
+KERNEL(64) batch_norm_table_f32(
+    BatchNormParams p, const float *weight, const float *bias, const float *mean, const float *var, float *table) {
+    u32 c = flat_id();
+    if (c >= p.channels) return;
+    float inv_std = 1.0f / sqrtf(var[c] + p.eps);
+    table[c] = mean[c];
+    table[p.channels + c] = inv_std;
+    table[2 * p.channels + c] = weight[c] * inv_std;
+    table[3 * p.channels + c] = bias[c];
+}
+
+// ------------------------------------------------------------------------------------------------ forward
+
+template <int N> DEVICE void forward(
+    BatchNormParams p, u32 i, u32 c, const float *x, const float *residual, const float *table, float *y) {
+    Pack<N> z = load<N>(x + i), mean = load<N>(table + c), scale = load<N>(table + 2 * p.channels + c),
+            shift = load<N>(table + 3 * p.channels + c);
+    UNROLL for (int k = 0; k < N; k++) z.v[k] = (z.v[k] - mean.v[k]) * scale.v[k] + shift.v[k];
+    if (p.residual) {
+        Pack<N> r = load<N>(residual + i);
+        UNROLL for (int k = 0; k < N; k++) z.v[k] += r.v[k];
+    }
+    UNROLL for (int k = 0; k < N; k++) {
+        if (p.act == RELU) z.v[k] = z.v[k] < 0.0f ? 0.0f : z.v[k];
+        if (p.act == SILU) z.v[k] *= sigmoid(z.v[k]);
+    }
+    store(y + i, z);
+}
+
+KERNEL(256) batch_norm_fwd_f32(
+    BatchNormParams p, const float *x, const float *residual, const float *table, float *y) {
+    u32 i = 4 * flat_id(), len = p.rows * p.channels;
+    if (p.channels % 4 == 0) {
+        if (i < len) forward<4>(p, i, i % p.channels, x, residual, table, y);
+    } else {
+        for (u32 end = least(i + 4, len); i < end; i++) forward<1>(p, i, i % p.channels, x, residual, table, y);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ backward
+
+// g = dy * act'(z) and xhat of N elements. With a residual, third is y (ReLU) or the residual (SiLU).
+template <int N> DEVICE void before_act(
+    BatchNormParams p, u32 i, u32 c, const float *x, const float *dy, const float *third, const float *table, Pack<N> &g,
+    Pack<N> &xhat) {
+    Pack<N> image = load<N>(x + i), mean = load<N>(table + c), inv_std = load<N>(table + p.channels + c);
+    g = load<N>(dy + i);
+    UNROLL for (int k = 0; k < N; k++) xhat.v[k] = (image.v[k] - mean.v[k]) * inv_std.v[k];
+    if (p.act == 0) return;
+    Pack<N> other;
+    if (p.residual) other = load<N>(third + i);
+    if (p.act == RELU && p.residual) {
+        UNROLL for (int k = 0; k < N; k++) g.v[k] = other.v[k] > 0.0f ? g.v[k] : 0.0f;
+        return;
+    }
+    Pack<N> scale = load<N>(table + 2 * p.channels + c), shift = load<N>(table + 3 * p.channels + c);
+    UNROLL for (int k = 0; k < N; k++) {
+        float z = (image.v[k] - mean.v[k]) * scale.v[k] + shift.v[k];
+        if (p.act == RELU) {
+            g.v[k] = z > 0.0f ? g.v[k] : 0.0f;
+        } else {
+            if (p.residual) z += other.v[k];
+            float s = sigmoid(z);
+            g.v[k] *= s * (1.0f + z * (1.0f - s));
+        }
+    }
+}
+
+template <int N> DEVICE void bwd_sums(
+    BatchNormParams p, const float *x, const float *dy, const float *third, const float *table, float *part, float *shares) {
+    Columns at = columns<N>(p.channels, blockIdx.x);
+    u32 first = blockIdx.y * p.rows_per_block, end = least(first + p.rows_per_block, p.rows);
+    // Sums of g, then sums of g * xhat.
+    float sums[2 * N] = {};
+    if (at.inside) {
+        for (u32 r = first + at.row; r < end; r += at.step) {
+            Pack<N> g, xhat;
+            before_act<N>(p, r * p.channels + at.channel, at.channel, x, dy, third, table, g, xhat);
+            UNROLL for (int k = 0; k < N; k++) {
+                sums[k] += g.v[k];
+                sums[N + k] += g.v[k] * xhat.v[k];
+            }
+        }
+    }
+    add_rows<2 * N>(sums, shares, at);
+    if (at.inside && at.row == 0) {
+        Pack<N> sum, sum_x;
+        UNROLL for (int k = 0; k < N; k++) {
+            sum.v[k] = sums[k];
+            sum_x.v[k] = sums[N + k];
+        }
+        float *out = part + blockIdx.y * 2 * p.channels + at.channel;
+        store(out, sum);
+        store(out + p.channels, sum_x);
+    }
+}
+
+// part [blocks, 2, channels]
+KERNEL(256) batch_norm_bwd_sums_f32(
+    BatchNormParams p, const float *x, const float *dy, const float *third, const float *table, float *part) {
+    SMEM(float, shares, 8 * 256);
+    if (p.channels % 4 == 0) bwd_sums<4>(p, x, dy, third, table, part, shares);
+    else bwd_sums<1>(p, x, dy, third, table, part, shares);
+}
+
+KERNEL(64) batch_norm_bwd_finish_f32(BatchNormParams p, const float *part, float *dweight, float *dbias) {
+    u32 c = flat_id();
+    if (c >= p.channels) return;
+    float sum = 0.0f, sum_x = 0.0f;
+    for (u32 b = 0; b < p.blocks; b++) {
+        const float *at = part + b * 2 * p.channels + c;
+        sum += at[0];
+        sum_x += at[p.channels];
+    }
+    dweight[c] = sum_x;
+    dbias[c] = sum;
+}
+
+template <int N> DEVICE void backward(
+    BatchNormParams p, u32 i, const float *x, const float *dy, const float *third, const float *table, const float *dweight,
+    const float *dbias, float *dx, float *dresidual) {
+    u32 c = i % p.channels;
+    Pack<N> g, xhat, out, scale = load<N>(table + 2 * p.channels + c);
+    before_act<N>(p, i, c, x, dy, third, table, g, xhat);
+    out = g;
+    if (p.training) {
+        Pack<N> dw = load<N>(dweight + c), db = load<N>(dbias + c);
+        float share = 1.0f / float(p.rows);
+        UNROLL for (int k = 0; k < N; k++) out.v[k] -= (db.v[k] + xhat.v[k] * dw.v[k]) * share;
+    }
+    UNROLL for (int k = 0; k < N; k++) out.v[k] *= scale.v[k];
+    store(dx + i, out);
+    if (p.residual_grad) store(dresidual + i, g);
+}
+
+KERNEL(256) batch_norm_bwd_f32(
+    BatchNormParams p, const float *x, const float *dy, const float *third, const float *table, const float *dweight,
+    const float *dbias, float *dx, float *dresidual) {
+    u32 i = 4 * flat_id(), len = p.rows * p.channels;
+    if (p.channels % 4 == 0) {
+        if (i < len) backward<4>(p, i, x, dy, third, table, dweight, dbias, dx, dresidual);
+    } else {
+        for (u32 end = least(i + 4, len); i < end; i++) {
+            backward<1>(p, i, x, dy, third, table, dweight, dbias, dx, dresidual);
+        }
+    }
+}

@@ -1,0 +1,95 @@
+// What every kernel file begins with: the few things that CUDA and the emulated device say differently, and helpers that
+// kernels share. No toolkit header is included anywhere, so a driver and NVRTC are all that a user's machine needs.
+//
+// A kernel is `KERNEL(threads) name(Params p, pointers in the order of the bindings)`, where `threads` is its block size, one
+// dimension; `KERNEL(threads, blocks)` wants that many blocks a multiprocessor and so bounds (or frees) registers. No kernel may
+// spill registers to memory, unless the line above it is `// Spills.`; scripts/check_cuda sees to it. Memory shared by a block comes from SMEM or DYN_SMEM, never from a bare __shared__: the emulated device
+// (kernels/emu/) gives them memory of its own that it poisons and watches. Tensors start at multiples of 16 bytes.
+
+#ifndef ATTN2D_EMULATED
+#define KERNEL(...) extern "C" __global__ __launch_bounds__(__VA_ARGS__) void
+// n elements of type T at p, n a constant.
+#define SMEM(T, p, n) __shared__ __align__(16) T p[n]
+// As many as the launch's plan asked for.
+#define DYN_SMEM(T, p) extern __shared__ __align__(16) unsigned char attn2d_dynamic[]; T *p = reinterpret_cast<T *>(attn2d_dynamic)
+#define DEVICE __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
+// NVRTC has none without a header.
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7f800000)
+#endif
+#endif
+
+typedef unsigned int u32;
+
+// This thread's index in a grid of one dimension.
+DEVICE u32 flat_id() { return blockIdx.x * blockDim.x + threadIdx.x; }
+
+DEVICE u32 least(u32 a, u32 b) { return a < b ? a : b; }
+
+DEVICE float4 load4(const float *p) { return *reinterpret_cast<const float4 *>(p); }
+DEVICE void store4(float *p, float4 v) { *reinterpret_cast<float4 *>(p) = v; }
+
+// N numbers side by side, moved by one access: N is 1 or 4.
+template <int N> struct Pack { float v[N]; };
+
+template <int N> DEVICE Pack<N> load(const float *p) {
+    if constexpr (N == 4) {
+        float4 v = load4(p);
+        return Pack<N>{{v.x, v.y, v.z, v.w}};
+    } else {
+        return Pack<N>{{*p}};
+    }
+}
+
+DEVICE void store(float *p, Pack<1> x) { *p = x.v[0]; }
+DEVICE void store(float *p, Pack<4> x) { store4(p, make_float4(x.v[0], x.v[1], x.v[2], x.v[3])); }
+
+// ------------------------------------------------------------------------------------------------ functions
+
+// Written so that no power overflows.
+DEVICE float sigmoid(float x) {
+    float e = expf(-fabsf(x));
+    return (x >= 0.0f ? 1.0f : e) / (1.0f + e);
+}
+
+// ------------------------------------------------------------------------------------------------ sums
+
+// The sum over a warp, for all of its lanes; all must call it. A butterfly: every lane adds the same numbers in the same order.
+DEVICE float warp_sum(float v) {
+    for (int lane = 16; lane > 0; lane /= 2) v += __shfl_xor_sync(0xffffffffu, v, lane);
+    return v;
+}
+
+DEVICE float warp_max(float v) {
+    for (int lane = 16; lane > 0; lane /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, lane));
+    return v;
+}
+
+// The sum over a block of whole warps, for all of its threads; all must call it. `shares` has a float for each warp and is free
+// again after the next barrier.
+DEVICE float block_sum(float v, float *shares) {
+    v = warp_sum(v);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) shares[threadIdx.x / 32] = v;
+    __syncthreads();
+    float sum = 0.0f;
+    for (u32 i = 0; i < blockDim.x / 32; i++) sum += shares[i];
+    return sum;
+}
+
+// ------------------------------------------------------------------------------------------------ random numbers
+
+// Philox 4x32-10 (Salmon et al. 2011): the same words as src/tensor/philox.rs.
+DEVICE uint4 philox4x32_10(uint2 key, uint4 c) {
+    UNROLL for (int round = 0; round < 10; round++) {
+        if (round > 0) {
+            key.x += 0x9E3779B9u;
+            key.y += 0xBB67AE85u;
+        }
+        u32 ah = __umulhi(0xD2511F53u, c.x), al = 0xD2511F53u * c.x;
+        u32 bh = __umulhi(0xCD9E8D57u, c.z), bl = 0xCD9E8D57u * c.z;
+        c = make_uint4(bh ^ c.y ^ key.x, bl, ah ^ c.w ^ key.y, al);
+    }
+    return c;
+}

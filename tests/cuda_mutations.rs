@@ -1,0 +1,243 @@
+//! Do the emulated CUDA device and the conformance cases find what is wrong in a kernel? Each mutation below is a fault of a kind
+//! that CUDA code has; it is planted alone in the kernel's text, compiled, and `attn2d verify` must fail.
+#![cfg(feature = "cuda-emu")]
+
+use rayon::prelude::*;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A fault: the kernel file, the op whose cases must find it, the sound text (once in the file) and the faulty one.
+struct Mutation {
+    what: &'static str,
+    file: &'static str,
+    op: &'static str,
+    sound: &'static str,
+    faulty: &'static str,
+}
+
+const MUTATIONS: &[Mutation] = &[
+    Mutation {
+        what: "no barrier between the steps of a product",
+        file: "conv2d",
+        op: "conv2d",
+        sound: "        __syncthreads();\n        float *swap = now;",
+        faulty: "        float *swap = now;",
+    },
+    Mutation {
+        what: "a window that starts one column late",
+        file: "conv2d",
+        op: "conv2d",
+        sound: "int(pixel % p.q * p.stride_w) - int(p.pad_w)",
+        faulty: "int(pixel % p.q * p.stride_w) - int(p.pad_w) + 1",
+    },
+    Mutation {
+        what: "weights read past the last output channel",
+        file: "conv2d",
+        op: "conv2d",
+        sound: "        else end = 0;",
+        faulty: "        else this->w += o * end;",
+    },
+    Mutation {
+        what: "the wrong stride of a row of the image",
+        file: "conv2d",
+        op: "conv2d",
+        sound: "return load<N>(x + (y * p.w + z) * p.c + at.c)",
+        faulty: "return load<N>(x + (y * p.h + z) * p.c + at.c)",
+    },
+    Mutation {
+        what: "the sum of a softmax that is not rescaled",
+        file: "global_attention",
+        op: "global_attention",
+        sound: "sum[i] *= factor;",
+        faulty: "",
+    },
+    Mutation {
+        what: "an output that is not rescaled",
+        file: "global_attention",
+        op: "global_attention",
+        sound: "out[i][j] *= factor;",
+        faulty: "out[i][j] *= 1.0f;",
+    },
+    Mutation {
+        what: "keys past the last that are not masked",
+        file: "global_attention",
+        op: "global_attention",
+        sound: "p.scale * s[i][j]) : -INFINITY;",
+        faulty: "p.scale * s[i][j]) : 0.0f;",
+    },
+    Mutation {
+        what: "no barrier before a tile is multiplied",
+        file: "global_attention",
+        op: "global_attention",
+        sound: "            store(m.left + row * D + c, v);\n        }\n        __syncthreads();",
+        faulty: "            store(m.left + row * D + c, v);\n        }",
+    },
+    Mutation {
+        what: "no barrier before scores are overwritten",
+        file: "global_attention_bwd",
+        op: "global_attention",
+        sound: "    __syncthreads();\n    UNROLL for (int j = 0; j < 4; j++) {\n        store(m.scores",
+        faulty: "    UNROLL for (int j = 0; j < 4; j++) {\n        store(m.scores",
+    },
+    Mutation {
+        what: "a gradient without the scale",
+        file: "global_attention_bwd",
+        op: "global_attention",
+        sound: "apply<D>(p, head, in.q, q0, chunk, p.scale, m, sum_k);",
+        faulty: "apply<D>(p, head, in.q, q0, chunk, 1.0f, m, sum_k);",
+    },
+    Mutation {
+        what: "a window that is one row off",
+        file: "local_attention",
+        op: "local_attention",
+        sound: "u32 row = at.y + a - p.kh / 2;",
+        faulty: "u32 row = at.y + a - p.kh / 2 + 1;",
+    },
+    Mutation {
+        what: "offsets of queries that are not negated",
+        file: "local_attention_bwd",
+        op: "local_attention",
+        sound: "u32 b = r + p.kw - 1 - j;",
+        faulty: "u32 b = j - r;",
+    },
+    Mutation {
+        what: "moments that forget the distance of the means",
+        file: "batch_norm",
+        op: "batch_norm",
+        sound: " + delta * delta * (a.seen * share)",
+        faulty: "",
+    },
+    Mutation {
+        what: "a tree of sums that leaves out a level",
+        file: "batch_norm",
+        op: "batch_norm",
+        sound: "for (u32 half = at.step / 2; half > 0; half /= 2) {\n        __syncthreads();\n        if (at.row < half) {\n            UNROLL",
+        faulty: "for (u32 half = at.step / 4; half > 0; half /= 2) {\n        __syncthreads();\n        if (at.row < half) {\n            UNROLL",
+    },
+    Mutation {
+        what: "no barrier in a tree of sums",
+        file: "layer_norm",
+        op: "layer_norm",
+        sound: "half /= 2) {\n        __syncthreads();\n        if (at.row < half) {",
+        faulty: "half /= 2) {\n        if (at.row < half) {",
+    },
+    Mutation {
+        what: "half of a warp left out of its sum",
+        file: "softmax",
+        op: "softmax",
+        sound: "lane = 16; lane > 0; lane /= 2) v += ",
+        faulty: "lane = 8; lane > 0; lane /= 2) v += ",
+    },
+    Mutation {
+        what: "shared sums overwritten before all have read them",
+        file: "cross_entropy",
+        op: "cross_entropy",
+        sound: "    __syncthreads();\n    if (threadIdx.x % 32 == 0) shares",
+        faulty: "    if (threadIdx.x % 32 == 0) shares",
+    },
+    Mutation {
+        what: "a last window that is not asked",
+        file: "max_pool2d",
+        op: "max_pool2d",
+        sound: "row_end = least(bottom / p.sh + 1, p.oh)",
+        faulty: "row_end = least(bottom / p.sh, p.oh)",
+    },
+    Mutation {
+        what: "a tail moved by whole accesses",
+        file: "optim_step",
+        op: "adamw_step",
+        sound: "    if (i + 4 <= p.len) {\n        adamw<4>",
+        faulty: "    if (i < p.len) {\n        adamw<4>",
+    },
+    Mutation {
+        what: "another key schedule of the random numbers",
+        file: "dropout",
+        op: "dropout",
+        sound: "key.x += 0x9E3779B9u;",
+        faulty: "key.x += 0x9E3779B8u;",
+    },
+];
+
+/// The C++ that `build.rs` made of a kernel file.
+fn generated(file: &str) -> String {
+    let path = Path::new(env!("OUT_DIR")).join(format!("kernels/emu_{file}.cpp"));
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn compile(arguments: &[&str]) {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let root = env!("CARGO_MANIFEST_DIR");
+    let output = Command::new(compiler)
+        .current_dir(root)
+        .args(["-std=c++17", "-O1", "-fPIC", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"])
+        .args(["-DATTN2D_EMU_REPLACEMENT", "-Ikernels/emu"])
+        .args(arguments)
+        .output()
+        .expect("a C++ compiler built this test's emulator");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A shared object with the emulator and the kernels of one text.
+fn library(folder: &Path, emulator: &str, text: &str) -> PathBuf {
+    let entries: Vec<&str> =
+        text.lines().filter_map(|l| l.strip_prefix("EMU_EXPORT(")?.split(',').next()).collect();
+    let mut source =
+        format!("{text}\nextern \"C\" const emu::Kernel *const attn2d_emu_kernels[];\n");
+    source += "const emu::Kernel *const attn2d_emu_kernels[] = {\n";
+    for entry in entries {
+        source += &format!("    &attn2d_emu_{entry},\n");
+    }
+    source += "    nullptr};\n";
+    let (cpp, so) = (folder.join("kernels.cpp"), folder.join("kernels.so"));
+    std::fs::write(&cpp, source).unwrap();
+    let [cpp, so_name] = [&cpp, &so].map(|p| p.display().to_string());
+    compile(&["-shared", "-Wl,-Bsymbolic", "-o", &so_name, &cpp, emulator]);
+    so
+}
+
+/// Whether `attn2d verify` passes with these kernels, and what it says.
+fn verify(op: &str, library: &Path) -> (bool, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_attn2d"))
+        .args(["verify", "--device", "cuda-emu", "--require", "cuda-emu", "--op", op])
+        .env("ATTN2D_EMU_LIBRARY", library)
+        .env_remove("ATTN2D_EMU_SCHEDULE")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), text)
+}
+
+/// Plants a fault and says whether verification fails by it.
+fn is_found(m: &Mutation, folder: &Path, emulator: &str) -> bool {
+    let text = generated(m.file);
+    let found = text.matches(m.sound).count();
+    assert_eq!(found, 1, "'{}': its text stands {found} times in {}", m.what, m.file);
+    std::fs::create_dir(folder).unwrap();
+    let faulty = library(folder, emulator, &text.replace(m.sound, m.faulty));
+    let (passed, text) = verify(m.op, &faulty);
+    let line = text.lines().find(|l| l.starts_with("FAIL"));
+    println!("{}: {}\n    {}", m.file, m.what, line.unwrap_or("(no FAIL line)"));
+    !passed && line.is_some()
+}
+
+#[test]
+fn every_planted_fault_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let emulator = folder.path().join("emu.o").display().to_string();
+    compile(&["-r", "kernels/emu/emu.cpp", "kernels/emu/launch.cpp", "-o", &emulator]);
+
+    // The same way without a fault passes: what fails below fails by the fault.
+    let sound = library(folder.path(), &emulator, &generated("conv2d"));
+    let (passed, text) = verify("conv2d", &sound);
+    assert!(passed, "{text}");
+
+    let missed: Vec<String> = MUTATIONS
+        .par_iter()
+        .enumerate()
+        .filter(|(i, m)| !is_found(m, &folder.path().join(i.to_string()), &emulator))
+        .map(|(_, m)| format!("{} ({})", m.what, m.file))
+        .collect();
+    assert!(missed.is_empty(), "not found: {missed:#?}");
+    assert!(MUTATIONS.len() >= 10);
+}
