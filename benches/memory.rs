@@ -49,7 +49,8 @@ fn measure(subject: &Subject, size: usize, channels: usize) -> Result<Row> {
     let device = Device::cpu();
     let shape = [BATCH, size, size, HEADS, channels / HEADS];
     let random = |op| Tensor::randn(&device, &shape, Philox { seed: 1, step: 0, op });
-    let (q, k, v) = (random(0)?.requires_grad(), random(1)?.requires_grad(), random(2)?.requires_grad());
+    let (q, k, v) =
+        (random(0)?.requires_grad(), random(1)?.requires_grad(), random(2)?.requires_grad());
     let dy = random(3)?;
     let before = device.memory().live;
     let resident = resident::start();
