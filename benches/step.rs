@@ -87,10 +87,11 @@ fn bench(c: &mut Criterion) {
         c.bench_function(name, |b| {
             let training = Training::new(&device, model, size, batch).expect(name);
             b.iter(|| training.step().expect(name));
-            if profile {
-                training.print_profile(name, &device).expect(name);
-            }
         });
+        if profile {
+            let training = Training::new(&device, model, size, batch).expect(name);
+            training.print_profile(name, &device).expect(name);
+        }
     }
 }
 

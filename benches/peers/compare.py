@@ -41,7 +41,9 @@ def ours(row, threads):
     estimates.unlink(missing_ok=True)
     environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}
     command = ["cargo", "bench", "--quiet", "--bench", "ops", "--bench", "step", "--", "--noplot", f"^{row}$"]
-    subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if run.returncode != 0 or not estimates.exists():
+        sys.exit(f"{' '.join(command)}\n{run.stderr}{row}: no estimates at {estimates}")
     return json.loads(estimates.read_text())["median"]["point_estimate"] / 1e6
 
 

@@ -4,6 +4,7 @@ use super::pool::{Pool, size_class};
 use super::{Backend, Buffer, Caps, KernelTime, Slot};
 use crate::error::{Error, Result};
 use crate::kernel::{CpuArgs, Kernel, host_slot};
+use rayon::prelude::*;
 use std::alloc::Layout;
 use std::any::Any;
 use std::ptr::NonNull;
@@ -20,6 +21,9 @@ pub(crate) struct CpuBackend {
     profiling: AtomicBool,
     profile: Mutex<Vec<KernelTime>>,
 }
+
+/// Bytes from which a copy is shared among the threads: one alone does not reach the memory's speed.
+const LARGE: usize = 1 << 20;
 
 /// Aligned host memory.
 struct Memory {
@@ -130,8 +134,20 @@ impl Backend for CpuBackend {
     }
 
     fn copy(&self, src: &Buffer, from: usize, dst: &Buffer, to: usize, bytes: usize) -> Result<()> {
-        // SAFETY: as in `write`; `copy` allows the ranges to overlap.
-        unsafe { std::ptr::copy(base(src).add(from), base(dst).add(to), bytes) };
+        if std::ptr::eq(src, dst) || bytes < LARGE {
+            // SAFETY: as in `write`; `copy` allows the ranges to overlap.
+            unsafe { std::ptr::copy(base(src).add(from), base(dst).add(to), bytes) };
+            return Ok(());
+        }
+        // SAFETY: as in `write`; the buffers are two, so the ranges do not overlap.
+        let (src, dst) = unsafe {
+            (
+                std::slice::from_raw_parts(base(src).add(from), bytes),
+                std::slice::from_raw_parts_mut(base(dst).add(to), bytes),
+            )
+        };
+        let parts = dst.par_chunks_mut(LARGE / 4).zip(src.par_chunks(LARGE / 4));
+        parts.for_each(|(dst, src)| dst.copy_from_slice(src));
         Ok(())
     }
 

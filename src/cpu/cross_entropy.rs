@@ -12,7 +12,7 @@ pub(crate) fn fwd(a: &CpuArgs<'_>) {
     let p: CrossEntropyParams = a.params();
     let (logits, labels, weights, k) = (a.f32(0), a.u32(1), a.f32(2), p.classes as usize);
     let weight = |i: usize| if p.weighted != 0 { weights[i] } else { 1.0 };
-    rows::each(a.f32_mut(3), 3, logits.len(), |n, row| {
+    rows::each!(a.f32_mut(3), 3, logits.len(), |n, row| {
         let x = &logits[n * k..][..k];
         let max = row_max(x);
         let lse = max + rows::sum_by(k, |i| exp(x[i] - max)).ln();
@@ -52,7 +52,7 @@ pub(crate) fn bwd(a: &CpuArgs<'_>) {
     let (row, totals) = (a.f32(3), a.f32(4));
     let scale = a.f32(5)[0] / totals[0];
     let smooth = p.smoothing / k as f32;
-    rows::each(a.f32_mut(6), k, logits.len(), |n, dx| {
+    rows::each!(a.f32_mut(6), k, logits.len(), |n, dx| {
         let (x, label) = (&logits[n * k..][..k], labels[n] as usize);
         let (own, lse) = (row[3 * n + 1] * (1.0 - p.smoothing), row[3 * n + 2]);
         for (i, (dx, &x)) in dx.iter_mut().zip(x).enumerate() {

@@ -10,7 +10,7 @@ pub(crate) fn apply(a: &CpuArgs<'_>) {
     let p: DropoutParams = a.params();
     let x = a.f32(0);
     let slab = rows::slab_len(4);
-    rows::each(a.f32_mut(1), slab, x.len(), |number, y| {
+    rows::each!(a.f32_mut(1), slab, x.len(), |number, y| {
         let start = number * slab;
         for (block, (y, x)) in y.chunks_mut(4).zip(x[start..].chunks(4)).enumerate() {
             let counter = [(start / 4 + block) as u32, 0, p.step, p.op];

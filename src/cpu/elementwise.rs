@@ -7,75 +7,79 @@ use super::{rows, vmath};
 use crate::kernel::CpuArgs;
 use crate::ops::elementwise::AddBiasParams;
 
-/// `y[i] = f(x[i])`.
-fn map(x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32 + Sync) {
-    let slab = rows::slab_len(1);
-    rows::each(y, slab, x.len(), |i, y| {
-        for (y, &x) in y.iter_mut().zip(&x[i * slab..]) {
-            *y = f(x);
-        }
-    });
+/// `map!(x, y, |x| ..)`: `y[i] = f(x[i])`. Macros, so that no function is called for an element: see [`rows::each!`].
+macro_rules! map {
+    ($x:expr, $y:expr, |$v:ident| $f:expr) => {{
+        let (x, slab): (&[f32], _) = ($x, rows::slab_len(1));
+        rows::each!($y, slab, x.len(), |i, y| {
+            for (y, &$v) in y.iter_mut().zip(&x[i * slab..]) {
+                *y = $f;
+            }
+        });
+    }};
 }
 
-/// `y[i] = f(a[i], b[i])`.
-fn map2(a: &[f32], b: &[f32], y: &mut [f32], f: impl Fn(f32, f32) -> f32 + Sync) {
-    let slab = rows::slab_len(1);
-    rows::each(y, slab, a.len(), |i, y| {
-        for ((y, &a), &b) in y.iter_mut().zip(&a[i * slab..]).zip(&b[i * slab..]) {
-            *y = f(a, b);
-        }
-    });
+/// `map2!(a, b, y, |a, b| ..)`: `y[i] = f(a[i], b[i])`.
+macro_rules! map2 {
+    ($a:expr, $b:expr, $y:expr, |$v:ident, $w:ident| $f:expr) => {{
+        let (a, b, slab): (&[f32], &[f32], _) = ($a, $b, rows::slab_len(1));
+        rows::each!($y, slab, a.len(), |i, y| {
+            for ((y, &$v), &$w) in y.iter_mut().zip(&a[i * slab..]).zip(&b[i * slab..]) {
+                *y = $f;
+            }
+        });
+    }};
 }
 
 /// `y = a + b`.
 pub(crate) fn add_fwd(a: &CpuArgs<'_>) {
-    map2(a.f32(0), a.f32(1), a.f32_mut(2), |a, b| a + b);
+    map2!(a.f32(0), a.f32(1), a.f32_mut(2), |a, b| a + b);
 }
 
 /// `y = a * b`.
 pub(crate) fn mul_fwd(a: &CpuArgs<'_>) {
-    map2(a.f32(0), a.f32(1), a.f32_mut(2), |a, b| a * b);
+    map2!(a.f32(0), a.f32(1), a.f32_mut(2), |a, b| a * b);
 }
 
 /// `y = max(x, 0)`.
 pub(crate) fn relu_fwd(a: &CpuArgs<'_>) {
-    map(a.f32(0), a.f32_mut(1), relu);
+    map!(a.f32(0), a.f32_mut(1), |x| relu(x));
 }
 
 /// `dx = dy` where y > 0, else 0.
 pub(crate) fn relu_bwd(a: &CpuArgs<'_>) {
-    map2(a.f32(0), a.f32(1), a.f32_mut(2), |y, dy| if y > 0.0 { dy } else { 0.0 });
+    map2!(a.f32(0), a.f32(1), a.f32_mut(2), |y, dy| if y > 0.0 { dy } else { 0.0 });
 }
 
 /// `y = 1 / (1 + e^-x)`.
 pub(crate) fn sigmoid_fwd(a: &CpuArgs<'_>) {
-    map(a.f32(0), a.f32_mut(1), vmath::sigmoid);
+    map!(a.f32(0), a.f32_mut(1), |x| vmath::sigmoid(x));
 }
 
 /// `dx = dy * y * (1 - y)`.
 pub(crate) fn sigmoid_bwd(a: &CpuArgs<'_>) {
-    map2(a.f32(0), a.f32(1), a.f32_mut(2), |y, dy| dy * y * (1.0 - y));
+    map2!(a.f32(0), a.f32(1), a.f32_mut(2), |y, dy| dy * y * (1.0 - y));
 }
 
 /// `y = x * sigmoid(x)`.
 pub(crate) fn silu_fwd(a: &CpuArgs<'_>) {
-    map(a.f32(0), a.f32_mut(1), silu);
+    map!(a.f32(0), a.f32_mut(1), |x| silu(x));
 }
 
 /// `dx = dy * silu'(x)`.
 pub(crate) fn silu_bwd(a: &CpuArgs<'_>) {
-    map2(a.f32(0), a.f32(1), a.f32_mut(2), |x, dy| dy * silu_slope(x));
+    map2!(a.f32(0), a.f32(1), a.f32_mut(2), |x, dy| dy * silu_slope(x));
 }
 
 /// `y = x * cdf(x)`, the exact GELU.
 pub(crate) fn gelu_fwd(a: &CpuArgs<'_>) {
-    map(a.f32(0), a.f32_mut(1), |x| x * normal_cdf(x));
+    map!(a.f32(0), a.f32_mut(1), |x| x * normal_cdf(x));
 }
 
 /// `dx = dy * (cdf(x) + x * density(x))`.
 pub(crate) fn gelu_bwd(a: &CpuArgs<'_>) {
     let peak = 1.0 / (2.0 * PI).sqrt();
-    map2(a.f32(0), a.f32(1), a.f32_mut(2), |x, dy| {
+    map2!(a.f32(0), a.f32(1), a.f32_mut(2), |x, dy| {
         let density = exp(-0.5 * x * x) * peak;
         dy * x.mul_add(density, normal_cdf(x))
     });
@@ -113,7 +117,7 @@ pub(crate) fn add_bias_fwd(a: &CpuArgs<'_>) {
     let c = p.channels as usize;
     let (x, bias) = (a.f32(0), &a.f32(1)[..c]);
     let slab = rows::slab_len(c);
-    rows::each(a.f32_mut(2), slab, x.len(), |i, y| {
+    rows::each!(a.f32_mut(2), slab, x.len(), |i, y| {
         for (y, x) in y.chunks_exact_mut(c).zip(x[i * slab..].chunks_exact(c)) {
             for ((y, &x), &b) in y.iter_mut().zip(x).zip(bias) {
                 *y = x + b;

@@ -11,7 +11,7 @@ const BLOCK: usize = 256;
 pub(crate) fn fwd(a: &CpuArgs<'_>) {
     let p: GlobalAvgPoolParams = a.params();
     let (x, c, pixels) = (a.f32(0), p.channels as usize, p.pixels as usize);
-    rows::each(a.f32_mut(1), c, x.len(), |n, y| {
+    rows::each!(a.f32_mut(1), c, x.len(), |n, y| {
         let mut block = vec![0.0f32; c];
         y.fill(0.0);
         for x in x[n * pixels * c..][..pixels * c].chunks(BLOCK * c) {
@@ -30,7 +30,7 @@ pub(crate) fn bwd(a: &CpuArgs<'_>) {
     let (dy, c, pixels) = (a.f32(0), p.channels as usize, p.pixels as usize);
     let dx = a.f32_mut(1);
     let (scale, size) = (1.0 / pixels as f32, dx.len());
-    rows::each(dx, pixels * c, size, |n, dx| {
+    rows::each!(dx, pixels * c, size, |n, dx| {
         let dy = &dy[n * c..][..c];
         for dx in dx.chunks_exact_mut(c) {
             dx.iter_mut().zip(dy).for_each(|(dx, &dy)| *dx = dy * scale);

@@ -11,7 +11,7 @@ pub(crate) fn fwd(a: &CpuArgs<'_>) {
     let (x, weight, bias) = (a.f32(0), &a.f32(1)[..c], &a.f32(2)[..c]);
     let slab = rows::slab_len(c);
     let (y, stats) = ((a.f32_mut(3), slab), (a.f32_mut(4), slab / c * 2));
-    rows::each2(y, stats, x.len(), |number, y, stats| {
+    rows::each2!(y, stats, x.len(), |number, y, stats| {
         let rows = y.chunks_exact_mut(c).zip(stats.chunks_exact_mut(2));
         for ((y, stats), x) in rows.zip(x[number * slab..].chunks_exact(c)) {
             let mean = rows::sum_by(c, |i| x[i]) / c as f32;
@@ -31,7 +31,7 @@ pub(crate) fn bwd(a: &CpuArgs<'_>) {
     let c = p.channels as usize;
     let (x, dy, weight, stats) = (a.f32(0), a.f32(1), &a.f32(2)[..c], a.f32(3));
     let slab = rows::slab_len(c);
-    rows::each(a.f32_mut(4), slab, x.len(), |number, dx| {
+    rows::each!(a.f32_mut(4), slab, x.len(), |number, dx| {
         let start = number * slab;
         let input = x[start..].chunks_exact(c).zip(dy[start..].chunks_exact(c));
         let input = input.zip(stats[start / c * 2..].chunks_exact(2));
@@ -53,7 +53,7 @@ pub(crate) fn bwd_sums(a: &CpuArgs<'_>) {
     let p: LayerNormParams = a.params();
     let (x, dy, stats) = (a.f32(0), a.f32(1), a.f32(2));
     let (c, block) = (p.channels as usize, p.rows_per_block as usize);
-    rows::each(a.f32_mut(3), 2 * c, x.len(), |number, part| {
+    rows::each!(a.f32_mut(3), 2 * c, x.len(), |number, part| {
         let (sum_dy, sum_dyx) = part.split_at_mut(c);
         let sum_dyx = &mut sum_dyx[..c];
         sum_dy.fill(0.0);

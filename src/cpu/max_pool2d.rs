@@ -61,7 +61,7 @@ pub(crate) fn bwd(a: &CpuArgs<'_>) {
 fn forward<P: Place>(p: &MaxPool2dParams, x: &[f32], y: &mut [f32], places: &mut [P]) {
     let [w, c, ow] = [p.w, p.c, p.ow].map(|v| v as usize);
     let row = ow * c;
-    rows::each2((y, row), (places, row), x.len(), |number, y, places| {
+    rows::each2!((y, row), (places, row), x.len(), |number, y, places| {
         let (n, oy) = (number / p.oh as usize, (number % p.oh as usize) as u32);
         let image = &x[n * p.h as usize * w * c..][..p.h as usize * w * c];
         let rows = taps(oy, p.sh, p.ph, p.kh, p.h);
@@ -127,7 +127,7 @@ fn largest<const L: usize, P: Place>(win: &Window<'_>, at: usize, y: &mut [f32],
 fn backward<P: Place>(p: &MaxPool2dParams, dy: &[f32], places: &[P], dx: &mut [f32]) {
     let [w, c] = [p.w, p.c].map(|v| v as usize);
     let size = dx.len();
-    rows::each(dx, w * c, size, |number, dx| {
+    rows::each!(dx, w * c, size, |number, dx| {
         let (n, y) = ((number / p.h as usize) as u32, (number % p.h as usize) as u32);
         let rows = covering(y, p.sh, p.ph, p.kh, p.oh);
         for x in 0..p.w {
@@ -179,7 +179,9 @@ fn gather<const L: usize, P: Place>(
             let start = ((pixel.n * p.oh + oy) * p.ow + ox) as usize * p.c as usize + at;
             let (dy, places) = (&dy[start..][..L], &places[start..][..L]);
             for l in 0..L {
-                sum[l] += if places[l].get() == here { dy[l] } else { 0.0 };
+                // All ones where the window took this pixel: a mask, which is vector code, and a branch is not.
+                let taken = u32::from(places[l].get() == here).wrapping_neg();
+                sum[l] += f32::from_bits(dy[l].to_bits() & taken);
             }
         }
     }

@@ -11,7 +11,7 @@ pub(crate) fn sgd(a: &CpuArgs<'_>) {
     let (grad, mask) = (a.f32(0), a.f32(1));
     let slab = rows::slab_len(1);
     let (param, buffer) = ((a.f32_mut(2), slab), (a.f32_mut(3), slab));
-    rows::each2(param, buffer, grad.len(), |number, param, buffer| {
+    rows::each2!(param, buffer, grad.len(), |number, param, buffer| {
         let start = number * slab;
         for (i, (param, buffer)) in param.iter_mut().zip(buffer).enumerate() {
             let decay = decay(p.weight_decay, p.masked, mask, start + i);
@@ -31,7 +31,7 @@ pub(crate) fn adamw(a: &CpuArgs<'_>) {
     let param = a.f32_mut(2).par_chunks_mut(slab);
     let state = a.f32_mut(3).par_chunks_mut(slab).zip(a.f32_mut(4).par_chunks_mut(slab));
     param.zip(state).enumerate().for_each(|(number, (param, (mean, square)))| {
-        simd::fast(|| {
+        simd::vectorise!(|| {
             let start = number * slab;
             for (i, (param, (m, v))) in
                 param.iter_mut().zip(mean.iter_mut().zip(square)).enumerate()

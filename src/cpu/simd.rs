@@ -3,17 +3,6 @@
 //! Cargo builds for the oldest CPU of an architecture, so a plain loop gets 4-wide vectors and no fused multiply-add. [`vectorise!`] compiles what it
 //! is given a second time with AVX2 and FMA and picks that version where the CPU has them.
 
-/// Calls `f`, compiled with AVX2 and FMA where the CPU has both. For small closures: see [`vectorise!`].
-#[inline]
-pub(crate) fn fast<R>(f: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    if has_avx2_fma() {
-        // SAFETY: the two features were just detected.
-        return unsafe { with_avx2_fma(f) };
-    }
-    f()
-}
-
 /// `vectorise!(|| ..)` calls the closure, compiled with AVX2 and FMA where the CPU has both.
 ///
 /// What the closure calls is compiled that way only if it is inlined: mark inner functions `#[inline(always)]`. The compiler does not reorder float
@@ -94,7 +83,6 @@ mod tests {
     #[test]
     fn returns_what_the_closure_returns() {
         let x: Vec<f32> = (0..100).map(|i| i as f32).collect();
-        assert_eq!(super::fast(|| x.iter().sum::<f32>()), 4950.0);
         assert_eq!(super::vectorise!(|| x.iter().sum::<f32>()), 4950.0);
     }
 }

@@ -10,7 +10,7 @@ pub(crate) fn fwd(a: &CpuArgs<'_>) {
     let p: SoftmaxParams = a.params();
     let (x, c) = (a.f32(0), p.columns as usize);
     let slab = rows::slab_len(c);
-    rows::each(a.f32_mut(1), slab, x.len(), |number, y| {
+    rows::each!(a.f32_mut(1), slab, x.len(), |number, y| {
         for (y, x) in y.chunks_exact_mut(c).zip(x[number * slab..].chunks_exact(c)) {
             let max = row_max(x);
             for (y, &x) in y.iter_mut().zip(x) {
@@ -27,7 +27,7 @@ pub(crate) fn bwd(a: &CpuArgs<'_>) {
     let p: SoftmaxParams = a.params();
     let (y, dy, c) = (a.f32(0), a.f32(1), p.columns as usize);
     let slab = rows::slab_len(c);
-    rows::each(a.f32_mut(2), slab, y.len(), |number, dx| {
+    rows::each!(a.f32_mut(2), slab, y.len(), |number, dx| {
         let start = number * slab;
         let input = y[start..].chunks_exact(c).zip(dy[start..].chunks_exact(c));
         for (dx, (y, dy)) in dx.chunks_exact_mut(c).zip(input) {

@@ -1,5 +1,5 @@
 //! Functions of one number without branches or calls, so that loops over them become vector code under
-//! [`super::simd::fast`]; their base is [`exp`].
+//! [`super::simd::vectorise`]; their base is [`exp`].
 
 use super::lanes::exp;
 

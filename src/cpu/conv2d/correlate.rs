@@ -10,7 +10,7 @@
 
 use super::Dims;
 use crate::cpu::gemm::{COLS, ROWS, Sum, tile, tile_narrow};
-use crate::cpu::simd::fast;
+use crate::cpu::simd::vectorise;
 use crate::cpu::threads::{SharedMut, with_scratch};
 use crate::ops::conv2d::Conv2dParams;
 use rayon::prelude::*;
@@ -49,7 +49,7 @@ fn pack_rows(w: &[f32], depth: usize, first: usize, rows: usize, panel: &mut [f3
     let cols = COLS.min(rows - first);
     let w = &w[first * depth..(first + cols) * depth];
     let blocks = depth / COLS;
-    fast(|| {
+    vectorise!(|| {
         let mut square = [[0.0f32; COLS]; COLS];
         for (i, out) in panel.chunks_exact_mut(COLS * COLS).take(blocks).enumerate() {
             for (row, w) in square.iter_mut().zip(w.chunks_exact(depth)) {

@@ -24,7 +24,7 @@
 mod correlate;
 mod weight;
 
-use super::simd::fast;
+use super::simd::vectorise;
 use super::threads::with_scratch;
 use crate::kernel::CpuArgs;
 use crate::ops::conv2d::Conv2dParams;
@@ -113,7 +113,7 @@ fn bias_gradient(o: usize, dy: &[f32], db: &mut [f32]) {
     let blocks = dy.len().div_ceil(PIXELS * o);
     with_scratch(blocks * o, |sums| {
         sums.par_chunks_exact_mut(o).zip(dy.par_chunks(PIXELS * o)).for_each(|(sum, block)| {
-            fast(|| {
+            vectorise!(|| {
                 sum.fill(0.0);
                 block.chunks_exact(o).for_each(|pixel| add_to(sum, pixel));
             });
