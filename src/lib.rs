@@ -50,14 +50,15 @@
 //!
 //! # Devices and features
 //!
-//! [`Device::new`] takes `auto`, `cpu`, `wgpu`, `wgpu:1` or `wgpu:nvidia` (part of an adapter's name). `attn2d doctor` shows what a
-//! machine has. Both features are on by default, and need nothing when the crate is built: drivers are loaded at run time.
+//! [`Device::new`] takes `auto`, `cpu`, `wgpu`, `wgpu:1`, `wgpu:nvidia` (part of an adapter's name) or `cuda:0`. `attn2d doctor` shows
+//! what a machine has. `wgpu` and `cuda` are on by default and need nothing when the crate is built: drivers are loaded at run time.
 //!
 //! | feature | device | what it needs at run time |
 //! |---|---|---|
 //! | - | `cpu` | nothing; AVX2 with FMA is used where it is there |
 //! | `wgpu` | `wgpu` | a driver for Vulkan, Metal or DX12; Mesa's software driver will do to try it |
-//! | `cuda` | `cuda` | looked for and reported; its kernels are not written yet |
+//! | `cuda` | `cuda:0` | NVIDIA's driver, and its NVRTC library unless `nvcc` was there when the crate was built |
+//! | `cuda-emu` (off) | `cuda-emu` | for tests: the CUDA kernels run on the host; a C++17 compiler when the crate is built |
 //!
 //! # Errors
 //!
