@@ -1,12 +1,13 @@
 //! Fused attention on any device, forward and backward, against the textbook's.
 //!
 //!     cargo run --release --example 01_fused_attention                  the best device there is
-//!     cargo run --release --example 01_fused_attention -- wgpu 28       another device, a map of 28x28
+//!     cargo run --release --example 01_fused_attention -- cpu 28        another device, a map of 28x28
+//!     cargo run --release --example 01_fused_attention -- cpu 28 7      a 7x7 window in place of the whole map
 //!
-//! Every place of a feature map attends to every place, with learned relative positions: softmax(q.k / sqrt(d) + q.(rel_h +
-//! rel_w)) v. The fused kernels never store the scores; `plain` below computes each of them, in f64, and is the judge.
+//! Every place of a feature map attends to every place, or to those in a window round it, with learned relative positions:
+//! softmax(q.k / sqrt(d) + q.(rel_h + rel_w)) v. The fused kernels never store the scores; `plain` below computes each of them, in f64, and is the judge.
 
-use attn2d::ops::{GlobalAttention, global_attention};
+use attn2d::ops::{GlobalAttention, LocalAttention, global_attention, local_attention};
 use attn2d::tensor::philox::Philox;
 use attn2d::{Device, Error, Result, Tensor};
 use std::time::{Duration, Instant};
@@ -20,15 +21,43 @@ const NAMES: [&str; 6] = ["y", "dq", "dk", "dv", "drel_h", "drel_w"];
 /// Allowed error, as a share of the largest magnitude.
 const TOLERANCE: f64 = 1e-4;
 
-fn main() -> Result<()> {
+/// Device, side of the map and side of the window from the command line.
+fn arguments() -> Result<(Device, usize, Option<usize>)> {
     let mut words = std::env::args().skip(1);
     let device = Device::new(&words.next().unwrap_or_else(|| "auto".into()))?;
-    let side = words.next().map_or(Ok(14), |word| word.parse::<usize>());
-    let side = side.map_err(|e| Error::usage(format!("the map's side: {e}")))?;
+    let number = |word: String| match word.parse::<usize>() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err(Error::usage(format!("'{word}' is no side of a map or window: give 1 or more"))),
+    };
+    let side = words.next().map_or(Ok(14), number)?;
+    Ok((device, side, words.next().map(number).transpose()?))
+}
+
+/// The fused op: over the whole map, or in a window.
+fn attention(window: Option<usize>, inputs: [&Tensor; 5]) -> Result<Tensor> {
+    let [q, k, v, rel_h, rel_w] = inputs;
+    let (rel_h, rel_w) = (Some(rel_h), Some(rel_w));
+    match window {
+        None => {
+            let options = GlobalAttention { rel_h, rel_w, ..Default::default() };
+            global_attention(q, k, v, options)
+        }
+        Some(window) => {
+            let window = (window, window);
+            let options = LocalAttention { window, rel_h, rel_w, ..Default::default() };
+            local_attention(q, k, v, options)
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    let (device, side, window) = arguments()?;
+    // How far a query sees.
+    let reach = window.map_or(side - 1, |window| window / 2);
 
     // Tokens are [N, H, W, heads, d]; tables have a row for each offset between two places, from the smallest on.
     let tokens = [IMAGES, side, side, HEADS, D];
-    let table = [2 * side - 1, HEADS * D];
+    let table = [2 * reach + 1, HEADS * D];
     let random = |op, shape: &[usize]| {
         let stream = Philox { seed: 1, step: 0, op };
         Ok::<_, Error>(Tensor::randn(&device, shape, stream)?.requires_grad())
@@ -38,9 +67,7 @@ fn main() -> Result<()> {
     let dy = random(5, &tokens)?.detach();
 
     let fused = || {
-        let options =
-            GlobalAttention { rel_h: Some(&rel_h), rel_w: Some(&rel_w), ..Default::default() };
-        let y = global_attention(&q, &k, &v, options)?;
+        let y = attention(window, [&q, &k, &v, &rel_h, &rel_w])?;
         let gradients = y.backward_with(&dy)?;
         device.sync()?;
         Ok::<_, Error>((y, gradients))
@@ -60,13 +87,19 @@ fn main() -> Result<()> {
     let inputs = [&q, &k, &v, &rel_h, &rel_w, &dy].map(Tensor::to_f32);
     let inputs = inputs.into_iter().collect::<Result<Vec<_>>>()?;
     let start = Instant::now();
-    let expected = plain(side, &inputs);
+    let expected = plain(side, reach, &inputs);
     let plain_time = start.elapsed();
 
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
-    let scores = mib(4 * IMAGES * HEADS * side.pow(4));
+    let scores = mib(4 * IMAGES * HEADS * side.pow(2) * side.min(2 * reach + 1).pow(2));
     println!("device   {} ({})", device.name(), device.caps().adapter);
     println!("map      {IMAGES} images of {side}x{side}, {HEADS} heads of {D} channels");
+    match window {
+        None => println!("window   the whole map"),
+        Some(window) => {
+            println!("window   {window}x{window}, what it sees outside the map is masked")
+        }
+    }
     println!("fused    {time:.1?} forward and backward, {:.1} MiB beside the inputs", mib(peak));
     println!("plain    {plain_time:.1?} on one CPU thread; all scores would take {scores:.1} MiB");
     if !agree(&results, &expected) {
@@ -89,8 +122,9 @@ fn agree(got: &[Vec<f32>], want: &[Vec<f64>]) -> bool {
     agree
 }
 
-/// Output and gradients by the formula, one score after the other. `x` is q, k, v, rel_h, rel_w and the output's gradient.
-fn plain(side: usize, x: &[Vec<f32>]) -> Vec<Vec<f64>> {
+/// Output and gradients by the formula, one score after the other: a query sees the places of the map that are at most
+/// `reach` rows and columns away. `x` is q, k, v, rel_h, rel_w and the output's gradient.
+fn plain(side: usize, reach: usize, x: &[Vec<f32>]) -> Vec<Vec<f64>> {
     let x: Vec<Vec<f64>> = x.iter().map(|v| v.iter().copied().map(f64::from).collect()).collect();
     let [q, k, v, rel_h, rel_w, dy] = &x[..] else { unreachable!("six inputs") };
     let scale = 1.0 / (D as f64).sqrt();
@@ -102,33 +136,37 @@ fn plain(side: usize, x: &[Vec<f32>]) -> Vec<Vec<f64>> {
         let token = |place: usize| ((image * places + place) * HEADS + head) * D;
         for query in 0..places {
             let i = token(query);
-            // Where the key's row of each table begins: offset 0 is row side - 1.
+            let near = |a: usize, b: usize| a.abs_diff(b) <= reach;
+            let seen =
+                |&key: &usize| near(key / side, query / side) && near(key % side, query % side);
+            let keys: Vec<usize> = (0..places).filter(seen).collect();
+            // Where the key's row of each table begins: offset 0 is row `reach`.
             let rows = |key: usize| {
-                let a = key / side + side - 1 - query / side;
-                let b = key % side + side - 1 - query % side;
+                let a = key / side + reach - query / side;
+                let b = key % side + reach - query % side;
                 ((a * HEADS + head) * D, (b * HEADS + head) * D)
             };
-            let logit = |key: usize| {
+            let logit = |&key: &usize| {
                 let (j, (a, b)) = (token(key), rows(key));
                 let term = |c| q[i + c] * (scale * k[j + c] + rel_h[a + c] + rel_w[b + c]);
                 (0..D).map(term).sum::<f64>()
             };
-            let logits: Vec<f64> = (0..places).map(logit).collect();
+            let logits: Vec<f64> = keys.iter().map(logit).collect();
             let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = logits.iter().map(|l| (l - top).exp()).sum();
             let p: Vec<f64> = logits.iter().map(|l| (l - top).exp() / sum).collect();
             // The gradient of p, and of the logits behind the softmax.
-            let dot = |key: usize| (0..D).map(|c| dy[i + c] * v[token(key) + c]).sum::<f64>();
-            let dp: Vec<f64> = (0..places).map(dot).collect();
+            let dot = |&key: &usize| (0..D).map(|c| dy[i + c] * v[token(key) + c]).sum::<f64>();
+            let dp: Vec<f64> = keys.iter().map(dot).collect();
             let delta: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
-            for key in 0..places {
+            for ((&key, p), dp) in keys.iter().zip(&p).zip(&dp) {
                 let (j, (a, b)) = (token(key), rows(key));
-                let ds = p[key] * (dp[key] - delta);
+                let ds = p * (dp - delta);
                 for c in 0..D {
-                    out[0][i + c] += p[key] * v[j + c];
+                    out[0][i + c] += p * v[j + c];
                     out[1][i + c] += ds * (scale * k[j + c] + rel_h[a + c] + rel_w[b + c]);
                     out[2][j + c] += ds * scale * q[i + c];
-                    out[3][j + c] += p[key] * dy[i + c];
+                    out[3][j + c] += p * dy[i + c];
                     out[4][a + c] += ds * q[i + c];
                     out[5][b + c] += ds * q[i + c];
                 }

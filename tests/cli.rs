@@ -117,6 +117,7 @@ fn models_are_listed_explained_and_counted() {
     assert!(row("resnet18").contains("11,689,512"), "{list}");
     assert!(row("resnet34").contains("21,797,672"), "{list}");
     assert!(row("resnet18+ga@4").contains("global attention"), "{list}");
+    assert!(row("resnet18+ela7@3,4").contains("local"), "{list}");
     assert!(list.contains("Model strings") && list.contains("append"), "{list}");
 
     let one = text(&attn2d(dir.path(), &["models", "RESNET18+ga@4.0,4.1"]).stdout);

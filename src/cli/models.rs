@@ -43,12 +43,15 @@ pub struct Options {
 const GRAMMAR: &str = "Model strings
   backbone[:option,..] and any number of  +attention[@place,..][:option,..]
 
-  attention    ga           global: every place of the map sees every other, with relative positions
+  attention    ga           global: every place of the map sees every other, with learned relative positions
+               la7          local: a 7x7 window round each place, without positions; odd windows up to 13
+               ela7         local with learned relative positions: our reading of \"embedded local\"
   places       3,4          all blocks of stages 3 and 4 (the last two stages if no place is given)
                4.1          block 1 of stage 4; stages count from 1, blocks from 0
   its options  replace      stands for the block's second 3x3 convolution (the default)
                append       follows the block as a residual branch that starts at zero: pretrained weights stay valid
                heads=4      heads; 8 if not given
+               border=zero  places outside the map stay in the softmax with k = v = 0 (la, ela); they are masked if not given
                pos=none     no relative positions (ga)
   backbone's   w16          channels of stage 1, twice as many in each later stage; 64 if not given
   options      stages=2     only the first two stages
@@ -57,9 +60,11 @@ const GRAMMAR: &str = "Model strings
 ";
 
 /// Model strings for `attn2d models` to show: each must parse.
-const EXAMPLES: [(&str, &str); 4] = [
+const EXAMPLES: [(&str, &str); 6] = [
     ("resnet18", "the plain net"),
     ("resnet18+ga@4", "global attention in stage 4"),
+    ("resnet18+la7@3,4", "local attention in stages 3 and 4"),
+    ("resnet18+ela7@3+ga@4", "local in stage 3, global in stage 4"),
     ("resnet34+ga@3.5,4:append", "after the last block of stage 3 and all of stage 4"),
     ("resnet18:w16,stem=small+ga@4:heads=4", "a narrow net for small images"),
 ];

@@ -84,6 +84,8 @@ mod tests {
         let with = parts("resnet18+ga@4");
         assert_eq!(with[5], ("attention".into(), 2 * (3 * 512 * 512 + 2 * 13 * 512)));
         assert_eq!(with[4].1, parts("resnet18")[4].1 - 2 * 512 * 512 * 9);
+        // Local attention without tables, in all of stages 3 and 4.
+        assert_eq!(parts("resnet18+la7@3,4")[5].1, 2 * 3 * (256 * 256 + 512 * 512));
         // An appended branch also has a projection and a norm.
         let appended = parts("resnet18+ga@4.1:append");
         assert_eq!(appended[5].1, 4 * 512 * 512 + 2 * 13 * 512 + 2 * 512);
