@@ -6,7 +6,7 @@
 //! how far the process grew, as Linux counts it, and so includes what the CPU's threads keep for scratch (absent elsewhere).
 //! Were scores stored, the peak in maps would grow with the number of keys that a query sees; it stays.
 
-use attn2d::ops::{GlobalAttention, global_attention};
+use attn2d::ops::{GlobalAttention, LocalAttention, global_attention, local_attention};
 use attn2d::tensor::philox::Philox;
 use attn2d::{Device, Result, Tensor};
 
@@ -24,11 +24,26 @@ struct Subject {
     attention: Attention,
 }
 
-const SUBJECTS: [Subject; 1] = [Subject {
-    name: "global",
-    keys: |size| size * size,
-    attention: |[q, k, v]| global_attention(q, k, v, GlobalAttention::default()),
-}];
+const SUBJECTS: [Subject; 3] = [
+    Subject {
+        name: "global",
+        keys: |size| size * size,
+        attention: |[q, k, v]| global_attention(q, k, v, GlobalAttention::default()),
+    },
+    Subject {
+        name: "local, 7x7",
+        keys: |_| 49,
+        attention: |[q, k, v]| local_attention(q, k, v, LocalAttention::default()),
+    },
+    Subject {
+        name: "local, 13x13",
+        keys: |_| 169,
+        attention: |[q, k, v]| {
+            let options = LocalAttention { window: (13, 13), ..LocalAttention::default() };
+            local_attention(q, k, v, options)
+        },
+    },
+];
 
 /// Map size and channels.
 const MAPS: [(usize, usize); 5] = [(14, 64), (28, 64), (56, 64), (56, 128), (112, 64)];

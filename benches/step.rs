@@ -14,11 +14,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Name, model string, image size, batch.
-const ROWS: [(&str, &str, usize, usize); 4] = [
+const ROWS: [(&str, &str, usize, usize); 6] = [
     ("resnet18_step_64_b32", "resnet18", 64, 32),
     ("resnet18_step_224_b8", "resnet18", 224, 8),
     ("resnet18_ga_step_64_b32", "resnet18+ga@3,4", 64, 32),
     ("resnet18_ga_step_224_b8", "resnet18+ga@3,4", 224, 8),
+    ("resnet18_la7_step_64_b32", "resnet18+ela7@3,4:border=zero", 64, 32),
+    ("resnet18_la7_step_224_b8", "resnet18+ela7@3,4:border=zero", 224, 8),
 ];
 const CLASSES: usize = 1000;
 
