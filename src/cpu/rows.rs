@@ -17,9 +17,9 @@ pub(crate) fn slab_len(row: usize) -> usize {
 /// `each!(y, len, size, |i, slab| ..)` runs the body for the slabs of `len` elements of `y`, compiled for this CPU's vector
 /// unit. `size` is the number of elements the whole job reads: it decides whether the threads are worth waking.
 ///
-/// A macro for the same reason as [`simd::vectorise`], which it contains: the body has to be written out once for each
-/// version. As a function that calls a closure it left the closure out of line, without AVX2 and with a library call for
-/// every `mul_add`: batch norm 8 times slower, max pooling 7 times.
+/// A macro for the same reason as `simd::vectorise!`, which it contains: the body has to be written out once for each
+/// version. With a function that calls a closure instead, batch norm took 1.8 times as long and max
+/// pooling 2.5 times.
 macro_rules! each {
     ($y:expr, $len:expr, $size:expr, |$i:pat_param, $slab:pat_param| $body:expr) => {
         $crate::cpu::rows::share($y, $len, $size, &|i, slab| {
