@@ -247,3 +247,26 @@ fn a_gpu_has_the_losses_of_the_cpu() {
         assert!((a - b).abs() <= 1e-3 * a.abs(), "step {}: {a} on the CPU, {b} on wgpu", step + 1);
     }
 }
+
+/// The positive control: these pictures can only be told apart by relating distant places. Global attention in the second of
+/// two stages does, the plain net of the same stages (which has more parameters) stays near chance.
+#[test]
+fn global_attention_solves_what_a_local_net_cannot() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let test_score = |model: &str| {
+        let dir = root.path().join(model);
+        let out = dir.to_str().expect("text");
+        let words = ["train", "--data", "synthetic:longrange", "--device", "cpu", "--epochs", "15"];
+        let output = run(&[&words[..], &["--model", model, "--output", out]].concat());
+        assert!(output.status.success(), "{}", error_of(&output));
+        let text = fs::read_to_string(dir.join("summary.json")).expect("a summary");
+        let summary: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let parts = summary["parts"].as_array().expect("parts");
+        let test = parts.iter().find(|p| p["part"] == "test").expect("a test part");
+        test["balanced_accuracy"].as_f64().expect("a number")
+    };
+    let attention = test_score("resnet18:w16,stages=2+ga@2");
+    assert!(attention > 0.9, "with attention: {attention}");
+    let plain = test_score("resnet18:w16,stages=2");
+    assert!((0.3..0.7).contains(&plain), "without attention: {plain}");
+}

@@ -60,12 +60,15 @@ pub(crate) fn share<T: Send>(
     }
 }
 
+/// What is done with slab i of two slices.
+type Work2<'w, A, B> = dyn Fn(usize, &mut [A], &mut [B]) + Sync + 'w;
+
 /// What [`each2!`] expands to.
 pub(crate) fn share2<A: Send, B: Send>(
     (a, len_a): (&mut [A], usize),
     (b, len_b): (&mut [B], usize),
     size: usize,
-    work: &(dyn Fn(usize, &mut [A], &mut [B]) + Sync),
+    work: &Work2<'_, A, B>,
 ) {
     let (len_a, len_b) = (len_a.max(1), len_b.max(1));
     if size <= SMALL {
