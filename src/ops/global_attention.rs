@@ -196,7 +196,7 @@ static PASSES: Passes = Passes {
 /// The formula stands at the top of this module. Gradients flow to q, k, v and to every table, deterministically.
 ///
 /// # Errors
-/// [`Error::Shape`] where q, k and v differ, a table does not fit the map, or a tensor is not f32; [`Error::Device`] when
+/// [`crate::Error::Shape`] where q, k and v differ, a table does not fit the map, or a tensor is not f32; [`crate::Error::Device`] when
 /// memory runs out.
 pub fn global_attention(
     q: &Tensor,
