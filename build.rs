@@ -11,19 +11,35 @@ fn main() {
     println!("cargo::rerun-if-changed=kernels");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("kernels");
     fs::create_dir_all(&out).unwrap_or_else(|e| panic!("{}: {e}", out.display()));
-    let texts: Vec<(String, String)> =
-        sources().iter().map(|path| (stem(path), resolve(path, &mut BTreeSet::new()))).collect();
-    for (name, text) in &texts {
-        write(&out.join(format!("{name}.cu")), text);
+    let mut texts = Vec::new();
+    for path in sources() {
+        let (name, text) = (stem(&path), resolve(&path, &mut BTreeSet::new()));
+        write(&out.join(format!("{name}.cu")), &text);
+        texts.extend(instances(&name, &text));
     }
     write(&out.join("embedded.rs"), &embedded(&texts, &out));
     #[cfg(feature = "cuda-emu")]
     {
         // Faulty kernels that only the emulator's tests run.
         let faults = resolve(Path::new("kernels/emu/faults.cu"), &mut BTreeSet::new());
-        let all: Vec<_> = texts.into_iter().chain([("faults".into(), faults)]).collect();
+        let all: Vec<_> = texts.into_iter().chain(instances("faults", &faults)).collect();
         emulator::compile(&all, &out);
     }
+}
+
+/// A text for each type of storage that it is compiled for, under the name `<file>_<type>`: kernels whose names are made by
+/// `OF(..)` come in all three, files of tensor-core kernels (`*_mma.cu`) in the two of half precision, others in f32 alone.
+fn instances(name: &str, text: &str) -> Vec<(String, String)> {
+    let types: &[&str] = match (name.ends_with("_mma"), text.contains(") OF(")) {
+        (true, _) => &["f16", "bf16"],
+        (false, true) => &["f32", "f16", "bf16"],
+        (false, false) => &["f32"],
+    };
+    let instance = |stored: &&str| {
+        let define = format!("#define STORED_{}\n", stored.to_uppercase());
+        (format!("{name}_{stored}"), define + text)
+    };
+    types.iter().map(instance).collect()
 }
 
 /// A Rust table of machine code for every text, made by nvcc where there is one (`ATTN2D_NVCC` names it; empty: none).
@@ -40,7 +56,9 @@ fn embedded(texts: &[(String, String)], out: &Path) -> String {
     for (name, text) in texts.iter().filter(|_| env::var_os("CARGO_FEATURE_CUDA").is_some()) {
         let Some(nvcc) = &nvcc else { continue };
         let code = out.join(format!("{name}.fatbin"));
-        compile(nvcc, &out.join(format!("{name}.cu")), &code, text);
+        let source = out.join(format!("{name}.instance.cu"));
+        write(&source, text);
+        compile(nvcc, &source, &code, text);
         table += &format!("    ({name:?}, include_bytes!({:?})),\n", code.display().to_string());
     }
     table + "];\n"
@@ -139,7 +157,7 @@ mod emulator {
         let mut entries = Vec::new();
         for (name, text) in texts {
             let mut whole = format!("#include \"emu.h\"\nnamespace {{\n{text}\n}}\n");
-            for (entry, threads) in kernels(text) {
+            for (entry, threads) in kernels(name, text) {
                 whole += &format!("EMU_EXPORT({entry}, {threads})\n");
                 entries.push(entry);
             }
@@ -153,23 +171,27 @@ mod emulator {
         build.compile("attn2d_emu");
     }
 
-    /// Names and block sizes of the kernels in a text: `KERNEL(threads) name(` or `KERNEL(threads, blocks) name(`.
-    fn kernels(text: &str) -> Vec<(&str, &str)> {
-        text.lines()
-            .filter_map(|line| line.strip_prefix("KERNEL("))
-            .map(|rest| {
-                let parsed = rest.split_once(')').and_then(|(bounds, rest)| {
-                    let threads = bounds.split(',').next()?;
-                    Some((rest.trim_start().split_once('(')?.0, threads))
-                });
-                parsed.unwrap_or_else(|| {
-                    panic!("expected `KERNEL(threads) name(`, found KERNEL({rest}")
+    /// Names and block sizes of the kernels that an instance exports: `KERNEL(threads) OF(name)(` ends in its type of storage,
+    /// `KERNEL(threads) name_f32(` belongs to the f32 one. `KERNEL(threads, blocks)` is read too.
+    fn kernels(instance: &str, text: &str) -> Vec<(String, String)> {
+        let stored = instance.rsplit('_').next().unwrap_or_default();
+        let found = text.lines().filter_map(|line| line.strip_prefix("KERNEL(")).map(|rest| {
+            let parsed = rest.split_once(')').and_then(|(bounds, rest)| {
+                let threads = bounds.split(',').next()?.to_string();
+                let rest = rest.trim_start();
+                Some(match rest.strip_prefix("OF(") {
+                    Some(rest) => (format!("{}_{stored}", rest.split_once(')')?.0), threads),
+                    None => (rest.split_once('(')?.0.to_string(), threads),
                 })
-            })
-            .collect()
+            });
+            parsed
+                .unwrap_or_else(|| panic!("expected `KERNEL(threads) name(`, found KERNEL({rest}"))
+        });
+        let own = |name: &str| name.ends_with(&format!("_{stored}")) || stored == "f32";
+        found.filter(|(name, _)| own(name)).collect()
     }
 
-    fn table_of(entries: &[&str]) -> String {
+    fn table_of(entries: &[String]) -> String {
         let mut text = "#include \"emu.h\"\n".to_string();
         for entry in entries {
             text += &format!("extern \"C\" const emu::Kernel attn2d_emu_{entry};\n");

@@ -22,6 +22,60 @@
 
 typedef unsigned int u32;
 
+// ------------------------------------------------------------------------------------------------ storage
+
+// A file is compiled once for each type that tensors may be stored in: `Real` is that type, and OF(name) a kernel's name with the
+// type behind it. Arithmetic is in float throughout; load and store convert. A kernel whose name ends in _f32 has no other
+// version. Files called *_mma.cu are for the 16-bit types alone (tensor cores).
+#ifndef ATTN2D_EMULATED
+struct f16 { unsigned short bits; };
+struct bf16 { unsigned short bits; };
+#endif
+
+#if defined(STORED_F16)
+typedef f16 Real;
+#define OF(name) name##_f16
+#elif defined(STORED_BF16)
+typedef bf16 Real;
+#define OF(name) name##_bf16
+#else
+typedef float Real;
+#define OF(name) name##_f32
+#endif
+
+#ifndef ATTN2D_EMULATED
+DEVICE float to_float(f16 x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+    return y;
+}
+DEVICE float to_float(bf16 x) { return __uint_as_float(u32(x.bits) << 16); }
+DEVICE void round_to(float x, f16 &y) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
+DEVICE void round_to(float x, bf16 &y) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
+// Two numbers in a register, the first in the low half.
+DEVICE void pack_pair(float low, float high, f16, u32 &pair) { asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low)); }
+DEVICE void pack_pair(float low, float high, bf16, u32 &pair) { asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low)); }
+#endif
+DEVICE float to_float(float x) { return x; }
+DEVICE void round_to(float x, float &y) { y = x; }
+
+// The nearest number that T has, ties to even.
+template <class T> DEVICE T rounded(float x) {
+    T y;
+    round_to(x, y);
+    return y;
+}
+template <class T> DEVICE u32 pair_of(float low, float high) {
+    u32 pair;
+    pack_pair(low, high, T{}, pair);
+    return pair;
+}
+// The two numbers of a register.
+template <class T> DEVICE float low_of(u32 pair) { return to_float(T{static_cast<unsigned short>(pair)}); }
+template <class T> DEVICE float high_of(u32 pair) { return to_float(T{static_cast<unsigned short>(pair >> 16)}); }
+
+// ------------------------------------------------------------------------------------------------ memory
+
 // This thread's index in a grid of one dimension.
 DEVICE u32 flat_id() { return blockIdx.x * blockDim.x + threadIdx.x; }
 
@@ -30,8 +84,10 @@ DEVICE u32 least(u32 a, u32 b) { return a < b ? a : b; }
 DEVICE float4 load4(const float *p) { return *reinterpret_cast<const float4 *>(p); }
 DEVICE void store4(float *p, float4 v) { *reinterpret_cast<float4 *>(p) = v; }
 
-// N numbers side by side, moved by one access: N is 1 or 4.
+// N numbers side by side, moved by one access: N is 1 or 4, and 2 or 8 of the 16-bit types.
 template <int N> struct Pack { float v[N]; };
+// How many numbers of a type an access of 16 bytes moves.
+template <class T> constexpr int WIDE = 16 / sizeof(T);
 
 template <int N> DEVICE Pack<N> load(const float *p) {
     if constexpr (N == 4) {
@@ -39,6 +95,38 @@ template <int N> DEVICE Pack<N> load(const float *p) {
         return Pack<N>{{v.x, v.y, v.z, v.w}};
     } else {
         return Pack<N>{{*p}};
+    }
+}
+
+template <int N, class T> DEVICE Pack<N> load(const T *p) {
+    Pack<N> x;
+    if constexpr (N == 1) {
+        x.v[0] = to_float(*p);
+    } else {
+        u32 pairs[N / 2];
+        if constexpr (N == 8) {
+            uint4 v = *reinterpret_cast<const uint4 *>(p);
+            pairs[0] = v.x, pairs[1] = v.y, pairs[2] = v.z, pairs[3] = v.w;
+        } else if constexpr (N == 4) {
+            uint2 v = *reinterpret_cast<const uint2 *>(p);
+            pairs[0] = v.x, pairs[1] = v.y;
+        } else {
+            pairs[0] = *reinterpret_cast<const u32 *>(p);
+        }
+        UNROLL for (int i = 0; i < N / 2; i++) x.v[2 * i] = low_of<T>(pairs[i]), x.v[2 * i + 1] = high_of<T>(pairs[i]);
+    }
+    return x;
+}
+
+template <int N, class T> DEVICE void store(T *p, Pack<N> x) {
+    if constexpr (N == 1) {
+        *p = rounded<T>(x.v[0]);
+    } else {
+        u32 pairs[N / 2];
+        UNROLL for (int i = 0; i < N / 2; i++) pairs[i] = pair_of<T>(x.v[2 * i], x.v[2 * i + 1]);
+        if constexpr (N == 8) *reinterpret_cast<uint4 *>(p) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        else if constexpr (N == 4) *reinterpret_cast<uint2 *>(p) = make_uint2(pairs[0], pairs[1]);
+        else *reinterpret_cast<u32 *>(p) = pairs[0];
     }
 }
 

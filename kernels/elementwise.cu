@@ -1,5 +1,5 @@
-// Elementwise ops: y = f(a) or y = f(a, b). A thread owns four neighbouring elements: one access of 16 bytes for each tensor,
-// and single ones at a tail. Bytes: each tensor once. Memory-bound.
+// Elementwise ops: y = f(a) or y = f(a, b). A thread owns four neighbouring elements (eight of a 16-bit type): one access of
+// 16 bytes for each tensor, and single ones at a tail. Bytes: each tensor once. Memory-bound.
 //
 // In a backward, a is what was saved and b is dy.
 
@@ -8,25 +8,27 @@
 struct Params { u32 len; };
 struct AddBiasParams { u32 len, channels; };
 
-template <class F> DEVICE void map(u32 len, const float *a, float *y, F f) {
-    u32 i = 4 * flat_id();
-    if (i + 4 <= len) {
-        Pack<4> v = load<4>(a + i);
-        UNROLL for (int k = 0; k < 4; k++) v.v[k] = f(v.v[k]);
+constexpr int N = WIDE<Real>;
+
+template <class F> DEVICE void map(u32 len, const Real *a, Real *y, F f) {
+    u32 i = N * flat_id();
+    if (i + N <= len) {
+        Pack<N> v = load<N>(a + i);
+        UNROLL for (int k = 0; k < N; k++) v.v[k] = f(v.v[k]);
         store(y + i, v);
     } else {
-        for (; i < len; i++) y[i] = f(a[i]);
+        for (; i < len; i++) y[i] = rounded<Real>(f(to_float(a[i])));
     }
 }
 
-template <class F> DEVICE void zip(u32 len, const float *a, const float *b, float *y, F f) {
-    u32 i = 4 * flat_id();
-    if (i + 4 <= len) {
-        Pack<4> v = load<4>(a + i), w = load<4>(b + i);
-        UNROLL for (int k = 0; k < 4; k++) v.v[k] = f(v.v[k], w.v[k]);
+template <class F> DEVICE void zip(u32 len, const Real *a, const Real *b, Real *y, F f) {
+    u32 i = N * flat_id();
+    if (i + N <= len) {
+        Pack<N> v = load<N>(a + i), w = load<N>(b + i);
+        UNROLL for (int k = 0; k < N; k++) v.v[k] = f(v.v[k], w.v[k]);
         store(y + i, v);
     } else {
-        for (; i < len; i++) y[i] = f(a[i], b[i]);
+        for (; i < len; i++) y[i] = rounded<Real>(f(to_float(a[i]), to_float(b[i])));
     }
 }
 
@@ -48,65 +50,78 @@ DEVICE float normal_cdf(float x) {
     return x != x ? x : x > 0.0f ? 1.0f - tail : tail;
 }
 
-KERNEL(256) add_fwd_f32(Params p, const float *a, const float *b, float *y) {
+KERNEL(256) OF(add_fwd)(Params p, const Real *a, const Real *b, Real *y) {
     zip(p.len, a, b, y, [](float a, float b) { return a + b; });
 }
 
-KERNEL(256) mul_fwd_f32(Params p, const float *a, const float *b, float *y) {
+KERNEL(256) OF(mul_fwd)(Params p, const Real *a, const Real *b, Real *y) {
     zip(p.len, a, b, y, [](float a, float b) { return a * b; });
 }
 
-KERNEL(256) add_bias_fwd_f32(AddBiasParams p, const float *x, const float *bias, float *y) {
-    u32 i = 4 * flat_id();
+KERNEL(256) OF(add_bias_fwd)(AddBiasParams p, const Real *x, const float *bias, Real *y) {
+    u32 i = N * flat_id();
     if (i >= p.len) return;
     u32 c = i % p.channels;
-    if (i + 4 <= p.len && p.channels % 4 == 0) {
-        Pack<4> v = load<4>(x + i), b = load<4>(bias + c);
-        UNROLL for (int k = 0; k < 4; k++) v.v[k] += b.v[k];
+    if (i + N <= p.len && p.channels % N == 0) {
+        Pack<N> v = load<N>(x + i);
+        UNROLL for (int k = 0; k < N; k++) v.v[k] += bias[c + k];
         store(y + i, v);
         return;
     }
-    for (u32 end = least(i + 4, p.len); i < end; i++) {
-        y[i] = x[i] + bias[c];
+    for (u32 end = least(i + N, p.len); i < end; i++) {
+        y[i] = rounded<Real>(to_float(x[i]) + bias[c]);
         c = c + 1 == p.channels ? 0 : c + 1;
     }
 }
 
-KERNEL(256) relu_fwd_f32(Params p, const float *x, float *y) {
+KERNEL(256) OF(relu_fwd)(Params p, const Real *x, Real *y) {
     map(p.len, x, y, [](float x) { return x < 0.0f ? 0.0f : x; });
 }
 
-KERNEL(256) relu_bwd_f32(Params p, const float *y, const float *dy, float *dx) {
+KERNEL(256) OF(relu_bwd)(Params p, const Real *y, const Real *dy, Real *dx) {
     zip(p.len, y, dy, dx, [](float y, float dy) { return y > 0.0f ? dy : 0.0f; });
 }
 
-KERNEL(256) sigmoid_fwd_f32(Params p, const float *x, float *y) {
+KERNEL(256) OF(sigmoid_fwd)(Params p, const Real *x, Real *y) {
     map(p.len, x, y, [](float x) { return sigmoid(x); });
 }
 
-KERNEL(256) sigmoid_bwd_f32(Params p, const float *y, const float *dy, float *dx) {
+KERNEL(256) OF(sigmoid_bwd)(Params p, const Real *y, const Real *dy, Real *dx) {
     zip(p.len, y, dy, dx, [](float y, float dy) { return dy * y * (1.0f - y); });
 }
 
-KERNEL(256) silu_fwd_f32(Params p, const float *x, float *y) {
+KERNEL(256) OF(silu_fwd)(Params p, const Real *x, Real *y) {
     map(p.len, x, y, [](float x) { return x * sigmoid(x); });
 }
 
-KERNEL(256) silu_bwd_f32(Params p, const float *x, const float *dy, float *dx) {
+KERNEL(256) OF(silu_bwd)(Params p, const Real *x, const Real *dy, Real *dx) {
     zip(p.len, x, dy, dx, [](float x, float dy) {
         float s = sigmoid(x);
         return dy * s * (1.0f + x * (1.0f - s));
     });
 }
 
-KERNEL(256) gelu_fwd_f32(Params p, const float *x, float *y) {
+KERNEL(256) OF(gelu_fwd)(Params p, const Real *x, Real *y) {
     map(p.len, x, y, [](float x) { return x * normal_cdf(x); });
 }
 
-KERNEL(256) gelu_bwd_f32(Params p, const float *x, const float *dy, float *dx) {
+KERNEL(256) OF(gelu_bwd)(Params p, const Real *x, const Real *dy, Real *dx) {
     zip(p.len, x, dy, dx, [](float x, float dy) {
         float z = fminf(fabsf(x), 14.0f);
         float density = 0.3989422804f * expf(-0.5f * z * z);
         return dy * (normal_cdf(x) + x * density);
     });
+}
+
+// To and from f32: four elements a thread.
+KERNEL(256) OF(cast_to)(Params p, const float *x, Real *y) {
+    u32 i = 4 * flat_id();
+    if (i + 4 <= p.len) store(y + i, load<4>(x + i));
+    else for (; i < p.len; i++) y[i] = rounded<Real>(x[i]);
+}
+
+KERNEL(256) OF(cast_from)(Params p, const Real *x, float *y) {
+    u32 i = 4 * flat_id();
+    if (i + 4 <= p.len) store(y + i, load<4>(x + i));
+    else for (; i < p.len; i++) y[i] = to_float(x[i]);
 }

@@ -6,6 +6,11 @@ use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 use bytemuck::Pod;
 use std::cell::Cell;
+#[cfg(any(feature = "cuda", feature = "cuda-emu"))]
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
 
 /// How a kernel uses a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,13 +23,30 @@ pub enum Access {
     ReadWrite,
 }
 
+/// How the elements of a binding are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// As the launch's: f32, f16 or bf16, the same for every such binding.
+    Stored,
+    /// Always f32: sums, statistics, tables and gradients of parameters.
+    F32,
+    /// Always u32: labels, saved indices.
+    U32,
+}
+
+pub use Element::{F32, Stored, U32};
+
+/// Name, use and elements of a binding.
+pub type Binding = (&'static str, Access, Element);
+
 /// One kernel on every kind of device.
 pub struct Kernel {
-    /// `<op>_<pass>[_<variant>]_<dtype>`: the entry point in every language, the profiler's label and the bench id.
+    /// `<op>_<pass>[_<variant>]_f32`: the entry point in every language, the profiler's label and the bench id. With tensors in
+    /// half precision the last part is `f16` or `bf16`.
     pub name: &'static str,
-    /// Names and uses of the bindings: inputs, then saved tensors, then outputs. At most 8 (WebGPU's default limit).
-    pub bindings: &'static [(&'static str, Access)],
-    /// The CPU kernel.
+    /// The bindings: inputs, then saved tensors, then outputs. At most 8 (WebGPU's default limit).
+    pub bindings: &'static [Binding],
+    /// The CPU kernel. It computes in f32: what is stored in half precision is widened before and rounded after.
     pub cpu: fn(&CpuArgs<'_>),
     /// WGSL text; `shaders/common.wgsl` is put before it. Binding 0 is the parameter block (uniform), then the bindings.
     pub wgsl: &'static str,
@@ -41,10 +63,12 @@ pub struct Cuda {
     pub text: CudaText,
     /// Chooses variant, grid, block and shared memory from the parameter block and the device.
     pub plan: fn(params: &[u8], caps: &Caps) -> CudaPlan,
+    /// The same for tensors in half precision, where that differs (tensor cores, more elements an access).
+    pub half: Option<fn(params: &[u8], caps: &Caps) -> CudaPlan>,
 }
 
-/// A file of CUDA kernels, with its includes resolved.
-#[derive(Clone, Copy)]
+/// A file of CUDA kernels, with its includes resolved. It is compiled once for each type of storage, see `kernels/common.cuh`.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct CudaText {
     /// The file's name without folder and `.cu`.
     pub name: &'static str,
@@ -63,10 +87,26 @@ macro_rules! cuda_text {
 }
 pub(crate) use cuda_text;
 
+impl std::fmt::Debug for CudaText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "kernels/{}.cu", self.name)
+    }
+}
+
+impl CudaText {
+    /// What is compiled for tensors of a type.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn source_for(&self, stored: DType) -> String {
+        format!("#define STORED_{}\n{}", stored.suffix().to_uppercase(), self.source)
+    }
+}
+
 /// What to launch on a CUDA device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CudaPlan {
-    /// Entry point of a variant; empty for the kernel's own name.
+    /// The file, where it is not [`Cuda::text`].
+    pub text: Option<CudaText>,
+    /// Entry point of a variant, ending in `_f32` whatever the storage; empty for the kernel's own name.
     pub entry: &'static str,
     /// Blocks along x (at most 2^31 - 1), y and z (at most 65,535 each).
     pub grid: [u32; 3],
@@ -78,17 +118,17 @@ pub struct CudaPlan {
 
 impl CudaPlan {
     /// For a problem beyond what the kernel can do: the launch is an error.
-    pub const REFUSED: Self = Self { entry: "", grid: [0; 3], block: 0, shared: 0 };
+    pub const REFUSED: Self = Self { text: None, entry: "", grid: [0; 3], block: 0, shared: 0 };
 
     /// One-dimensional work: `n` items in blocks of `block` threads, `per_thread` items a thread.
     pub fn items(n: usize, per_thread: u32, block: u32) -> Self {
         let blocks = n.div_ceil(per_thread as usize * block as usize).max(1);
-        Self { entry: "", grid: [blocks as u32, 1, 1], block, shared: 0 }
+        Self { text: None, entry: "", grid: [blocks as u32, 1, 1], block, shared: 0 }
     }
 
     /// A grid of blocks.
     pub fn grid(grid: [u32; 3], block: u32) -> Self {
-        Self { entry: "", grid, block, shared: 0 }
+        Self { text: None, entry: "", grid, block, shared: 0 }
     }
 
     /// The same with dynamic shared memory.
@@ -99,6 +139,11 @@ impl CudaPlan {
     /// The same with another entry point.
     pub fn entry(self, entry: &'static str) -> Self {
         Self { entry, ..self }
+    }
+
+    /// The same from another file.
+    pub fn text(self, text: CudaText) -> Self {
+        Self { text: Some(text), ..self }
     }
 }
 
@@ -141,23 +186,24 @@ impl Kernel {
     /// The tensors' shapes are the op's business: it has checked them against `params` before it calls this.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the bindings do not fit the kernel (number, device, a written tensor that is bound twice),
+    /// [`Error::Shape`] where the bindings do not fit the kernel (number, device, dtype, a written tensor that is bound twice),
     /// [`Error::Device`] where the device refuses (out of memory, lost, a kernel that does not compile).
     pub fn launch<P: Pod>(&'static self, params: &P, bindings: &[&Tensor]) -> Result<()> {
-        let device = self.check(bindings)?;
+        let (device, stored) = self.check(bindings)?;
         let slots: Vec<Slot<'_>> = bindings
             .iter()
             .zip(self.bindings)
-            .map(|(t, (_, access))| Slot {
+            .map(|(t, (_, access, _))| Slot {
                 buffer: t.buffer(),
                 offset: t.offset(),
                 bytes: t.numel() * t.dtype().bytes(),
+                dtype: t.dtype(),
                 access: *access,
             })
             .collect();
         let bytes = bytemuck::bytes_of(params);
         device.count_launch();
-        device.backend().launch(self, bytes, &slots)
+        device.backend().launch(self, stored, bytes, &slots)
     }
 
     /// The entry point that a plan's `entry` means.
@@ -165,7 +211,36 @@ impl Kernel {
         if entry.is_empty() { self.name } else { entry }
     }
 
-    fn check<'t>(&self, bindings: &[&'t Tensor]) -> Result<&'t crate::Device> {
+    /// What the `Stored` bindings are, f32 where there are none.
+    fn stored(&self, bindings: &[&Tensor]) -> Result<DType> {
+        let mut stored: Option<(&str, DType)> = None;
+        for (t, (name, _, element)) in bindings.iter().zip(self.bindings) {
+            let given = t.dtype();
+            let expected = match (element, stored) {
+                (Element::F32, _) => DType::F32,
+                (Element::U32, _) => DType::U32,
+                (Element::Stored, Some((_, first))) => first,
+                (Element::Stored, None) if given == DType::U32 => DType::F32,
+                (Element::Stored, None) => given,
+            };
+            if given != expected {
+                let as_of = stored.filter(|_| *element == Element::Stored);
+                let as_of = as_of.map_or_else(String::new, |(first, _)| format!(" as {first} is"));
+                let message = format!(
+                    "{name} must be {}{as_of}, but it is {}; attn2d::ops::cast makes it so",
+                    expected.suffix(),
+                    given.suffix()
+                );
+                return Err(Error::Shape { op: self.name, message });
+            }
+            if *element == Element::Stored && stored.is_none() {
+                stored = Some((name, given));
+            }
+        }
+        Ok(stored.map_or(DType::F32, |(_, dtype)| dtype))
+    }
+
+    fn check<'t>(&self, bindings: &[&'t Tensor]) -> Result<(&'t crate::Device, DType)> {
         let fail = |message: String| Error::Shape { op: self.name, message };
         if bindings.len() != self.bindings.len() {
             return Err(fail(format!(
@@ -180,7 +255,7 @@ impl Kernel {
             None => return Err(fail("a kernel needs at least one binding".into())),
         };
         for (i, t) in bindings.iter().enumerate() {
-            let (name, access) = self.bindings[i];
+            let (name, access, _) = self.bindings[i];
             if !t.device().same(device) {
                 return Err(fail(format!(
                     "{name} is on {}, {} is on {}; move one of them with Tensor::to_device",
@@ -202,8 +277,24 @@ impl Kernel {
                 }
             }
         }
-        Ok(device)
+        Ok((device, self.stored(bindings)?))
     }
+}
+
+/// `entry`, which ends in `_f32`, for another type of storage.
+#[cfg(any(feature = "cuda", feature = "cuda-emu"))]
+pub(crate) fn entry_for(entry: &'static str, stored: DType) -> &'static str {
+    static NAMES: Mutex<BTreeMap<(&str, &str), &str>> = Mutex::new(BTreeMap::new());
+    if stored == DType::F32 {
+        return entry;
+    }
+    let suffix = stored.suffix();
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    // One for each kernel and type, for as long as the program runs.
+    names.entry((entry, suffix)).or_insert_with(|| {
+        let base = entry.strip_suffix("f32").unwrap_or(entry);
+        Box::leak(format!("{base}{suffix}").into_boxed_str())
+    })
 }
 
 fn overlap(a: &Tensor, b: &Tensor) -> bool {
@@ -284,6 +375,16 @@ impl<'a> CpuArgs<'a> {
     }
 }
 
+/// Numbers of the host's own as a binding.
+pub(crate) fn host_slot_of(numbers: &mut [f32], access: Access) -> CpuSlot {
+    CpuSlot {
+        pointer: numbers.as_mut_ptr().cast(),
+        bytes: size_of_val(numbers),
+        access,
+        taken: Cell::new(false),
+    }
+}
+
 /// The buffer of a slot must come from the backend that runs the launch.
 pub(crate) fn host_slot(slot: &Slot<'_>, base: impl Fn(&Buffer) -> *mut u8) -> CpuSlot {
     CpuSlot {
@@ -295,7 +396,36 @@ pub(crate) fn host_slot(slot: &Slot<'_>, base: impl Fn(&Buffer) -> *mut u8) -> C
     }
 }
 
-/// The one dtype that kernels compute in today.
+/// For tensors that may be stored in half precision.
+pub(crate) fn require_float(op: &'static str, name: &str, t: &Tensor) -> Result<()> {
+    if t.dtype().is_float() {
+        return Ok(());
+    }
+    Err(Error::shape(
+        op,
+        format!("{name} must be f32, f16 or bf16, but it is {}", t.dtype().suffix()),
+    ))
+}
+
+/// For tensors that must be stored as the first one is.
+pub(crate) fn require_same(
+    op: &'static str,
+    first: (&str, &Tensor),
+    name: &str,
+    t: &Tensor,
+) -> Result<()> {
+    let (wanted, given) = (first.1.dtype().suffix(), t.dtype().suffix());
+    if wanted == given {
+        return Ok(());
+    }
+    let message = format!(
+        "{name} must be {wanted} as {} is, but it is {given}; attn2d::ops::cast makes it so",
+        first.0
+    );
+    Err(Error::shape(op, message))
+}
+
+/// For tensors that are f32 whatever the storage of others.
 pub(crate) fn require_f32(op: &'static str, name: &str, t: &Tensor) -> Result<()> {
     if t.dtype() == DType::F32 {
         return Ok(());

@@ -6,7 +6,7 @@
 
 use crate::cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params};
+use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, Stored, cuda_text, params};
 use crate::tensor::{Id, Tensor};
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -167,19 +167,24 @@ pub(crate) struct AddParams {
 /// y = a + b, elementwise: also how gradients of a tensor that was used twice are summed.
 pub(crate) static ADD: Kernel = Kernel {
     name: "add_fwd_f32",
-    bindings: &[("a", Access::Read), ("b", Access::Read), ("y", Access::Write)],
+    bindings: &[
+        ("a", Access::Read, Stored),
+        ("b", Access::Read, Stored),
+        ("y", Access::Write, Stored),
+    ],
     cpu: cpu::elementwise::add_fwd,
     wgsl: include_str!("../shaders/elementwise.wgsl"),
     cuda: Some(Cuda {
         text: cuda_text!("elementwise"),
         plan: |bytes, _| CudaPlan::items(params::<AddParams>(bytes).len as usize, 4, 256),
+        half: Some(|bytes, _| CudaPlan::items(params::<AddParams>(bytes).len as usize, 8, 256)),
     }),
     plan: |bytes, _| Plan::items(params::<AddParams>(bytes).len as usize, 256),
 };
 
 /// `a + b` off the tape; shapes are equal.
 pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let y = Tensor::empty(a.device(), a.shape())?;
+    let y = a.empty_like()?;
     ADD.launch(&AddParams { len: a.numel() as u32 }, &[a, b, &y])?;
     Ok(y)
 }

@@ -83,6 +83,11 @@ bool resolve(Thread *warp, unsigned lanes) {
             if ((t.mask >> j & 1) && warp[j].value) ballot |= 1ull << j;
         }
         unsigned mask = t.mask;
+        if (t.what == Warp::Together) {
+            void *brought[32];
+            for (unsigned j = 0; j < 32; j++) brought[j] = reinterpret_cast<void *>(values[j]);
+            t.work(brought);
+        }
         for (unsigned j = 0; j < lanes; j++) {
             if (!(mask >> j & 1)) continue;
             Thread &u = warp[j];
@@ -157,6 +162,8 @@ void run_block(dim3 block) {
     for (unsigned i = 0; i < l.block; i++) {
         Thread &t = m.threads[i];
         t.state = State::Ready;
+        t.groups.clear();
+        t.open.clear();
         t.place = Place{{i, 0, 0}, block, {l.block, 1, 1}, {l.grid[0], l.grid[1], l.grid[2]}};
         t.sp = emu_prepare(m.stacks.base + i * (STACK + page()) + page(), STACK, body);
     }
@@ -200,6 +207,36 @@ uint64_t meet(Warp what, Site site, unsigned mask, uint64_t value, unsigned from
     me->from = from;
     yield(State::Warp, site);
     return me->value;
+}
+
+void together(Site site, void (*work)(void **lanes), void *mine) {
+    machine.current->work = work;
+    meet(Warp::Together, site, 0xffffffffu, reinterpret_cast<uint64_t>(mine), 0);
+}
+
+void copy_later(Site site, void *to, const void *from) {
+    if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) {
+        fail("copies 16 bytes from or to an address that is no multiple of 16 at %s:%d", site.file, site.line);
+    }
+    Copy copy = {static_cast<unsigned char *>(to), {}};
+    if (from) memcpy(copy.bytes, from, 16);
+    // Whoever reads it too early gets what differs from schedule to schedule.
+    fill(copy.to, 16, poison(machine.schedule));
+    machine.current->open.push_back(copy);
+}
+
+void close_copies() {
+    Thread &t = *machine.current;
+    t.groups.push_back(std::move(t.open));
+    t.open.clear();
+}
+
+void finish_copies(unsigned but_last) {
+    std::vector<std::vector<Copy>> &groups = machine.current->groups;
+    while (groups.size() > but_last) {
+        for (const Copy &copy : groups.front()) memcpy(copy.to, copy.bytes, 16);
+        groups.erase(groups.begin());
+    }
 }
 
 void *shared(const char *site, size_t bytes) {

@@ -38,13 +38,19 @@ extern __thread Place *here;
 // A place in a kernel's text.
 struct Site { const char *file; int line; };
 
-enum class Warp { Sync, Shuffle, Ballot };
+enum class Warp { Sync, Shuffle, Ballot, Together };
 
 void *shared(const char *site, size_t bytes);
 void *dynamic_shared();
 void barrier(Site site);
 // Meets the lanes of `mask` and returns what lane `from` brought (Shuffle), or which lanes brought a number that is not 0 (Ballot).
 uint64_t meet(Warp what, Site site, unsigned mask, uint64_t value, unsigned from);
+// Meets all lanes of the warp; `work` is then called once with what each of them brought.
+void together(Site site, void (*work)(void **lanes), void *mine);
+// A copy of 16 bytes (or zeros, without `from`) that is seen when its group has been waited for.
+void copy_later(Site site, void *to, const void *from);
+void close_copies();
+void finish_copies(unsigned but_last);
 // Stops the launch with an error that names kernel, block and thread.
 [[noreturn]] void fail(const char *format, ...);
 
@@ -112,3 +118,106 @@ template <class T> static inline T atomicMax(T *p, T v) { T old = *p; *p = v > o
 template <class T> static inline T atomicMin(T *p, T v) { T old = *p; *p = v < old ? v : old; return old; }
 template <class T> static inline T atomicExch(T *p, T v) { T old = *p; *p = v; return old; }
 template <class T> static inline T atomicCAS(T *p, T was, T v) { T old = *p; if (old == was) *p = v; return old; }
+
+// ------------------------------------------------------------------------------------------------ half precision
+
+struct f16 { uint16_t bits; };
+struct bf16 { uint16_t bits; };
+
+static inline float to_float(f16 x) {
+    uint32_t sign = uint32_t(x.bits & 0x8000) << 16, exponent = x.bits >> 10 & 31, rest = x.bits & 1023;
+    if (exponent == 0) {
+        float value = float(rest) * 0x1p-24f;
+        return sign ? -value : value;
+    }
+    uint32_t shifted = exponent == 31 ? 0x7f800000u : (exponent + 112) << 23;
+    return __uint_as_float(sign | shifted | rest << 13);
+}
+static inline float to_float(bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+
+// To the nearest, ties to even; NaN becomes the one that the hardware makes.
+static inline void round_to(float x, f16 &y) {
+    uint32_t u = __float_as_uint(x), sign = u >> 16 & 0x8000;
+    u &= 0x7fffffffu;
+    uint32_t bits;
+    if (u > 0x7f800000u) bits = 0x7fff, sign = 0;
+    else if (u >= 0x477ff000u) bits = 0x7c00;
+    else if (u < 0x38800000u) bits = uint32_t(nearbyintf(__uint_as_float(u) * 0x1p24f));
+    else bits = (u + 0xfff + (u >> 13 & 1) - 0x38000000u) >> 13;
+    y.bits = uint16_t(sign | bits);
+}
+static inline void round_to(float x, bf16 &y) {
+    uint32_t u = __float_as_uint(x);
+    y.bits = (u & 0x7fffffffu) > 0x7f800000u ? uint16_t(0x7fff) : uint16_t((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+template <class T> static inline void pack_pair(float low, float high, T, uint32_t &pair) {
+    T l, h;
+    round_to(low, l);
+    round_to(high, h);
+    pair = l.bits | uint32_t(h.bits) << 16;
+}
+
+// ------------------------------------------------------------------------------------------------ tensor cores
+// The bodies of what tensor_cores.cuh declares. Products are exact in float, sums run over k in order.
+
+namespace emu {
+
+template <class T> struct Fragments { float *c; const uint32_t *a, *b; };
+
+template <class T> void multiply(void **lanes) {
+    auto of = [&](unsigned lane) { return static_cast<Fragments<T> *>(lanes[lane]); };
+    auto half = [](uint32_t pair, unsigned k) { return to_float(T{uint16_t(k % 2 ? pair >> 16 : pair)}); };
+    float a[16][16], b[16][8];
+    for (unsigned lane = 0; lane < 32; lane++) {
+        unsigned row = lane / 4, k = lane % 4 * 2;
+        for (unsigned i = 0; i < 8; i++) a[row + i / 2 % 2 * 8][k + i / 4 * 8 + i % 2] = half(of(lane)->a[i / 2], i);
+        for (unsigned i = 0; i < 4; i++) b[k + i / 2 * 8 + i % 2][row] = half(of(lane)->b[i / 2], i);
+    }
+    for (unsigned lane = 0; lane < 32; lane++) {
+        for (unsigned i = 0; i < 4; i++) {
+            unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+            float sum = of(lane)->c[i];
+            for (unsigned k = 0; k < 16; k++) sum += a[row][k] * b[k][column];
+            of(lane)->c[i] = sum;
+        }
+    }
+}
+
+template <class T> void mma(Site site, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], T) {
+    Fragments<T> mine = {c, a, b};
+    together(site, multiply<T>, &mine);
+}
+
+struct Rows { uint32_t *out; const void *row; };
+
+// Lane 8 j + i brings row i of matrix j (8 numbers); it gets two numbers of each matrix.
+template <unsigned N, bool TRANSPOSED> void spread(void **lanes) {
+    auto of = [&](unsigned lane) { return static_cast<Rows *>(lanes[lane]); };
+    auto number = [&](unsigned matrix, unsigned row, unsigned column) -> uint32_t {
+        return static_cast<const uint16_t *>(of(8 * matrix + row)->row)[column];
+    };
+    uint32_t out[32][N];
+    for (unsigned lane = 0; lane < 32; lane++) {
+        for (unsigned j = 0; j < N; j++) {
+            unsigned x = lane / 4, y = lane % 4 * 2;
+            out[lane][j] = TRANSPOSED ? number(j, y, x) | number(j, y + 1, x) << 16 : number(j, x, y) | number(j, x, y + 1) << 16;
+        }
+    }
+    for (unsigned lane = 0; lane < 32; lane++) memcpy(of(lane)->out, out[lane], sizeof out[lane]);
+}
+
+template <bool TRANSPOSED, size_t N> void load_matrices(Site site, uint32_t (&out)[N], const void *row) {
+    static_assert(N == 2 || N == 4, "two or four matrices");
+    if (reinterpret_cast<uintptr_t>(row) % 16) fail("brings a row that does not start at a multiple of 16 bytes to %s:%d", site.file, site.line);
+    Rows mine = {out, row};
+    together(site, spread<N, TRANSPOSED>, &mine);
+}
+
+} // namespace emu
+
+#define mma16(c, a, b, type) emu::mma(EMU_SITE, c, a, b, type)
+#define load_matrices(out, row) emu::load_matrices<false>(EMU_SITE, out, row)
+#define load_matrices_transposed(out, row) emu::load_matrices<true>(EMU_SITE, out, row)
+#define copy_async(to, from, inside) emu::copy_later(EMU_SITE, to, (inside) ? static_cast<const void *>(from) : nullptr)
+#define copy_async_commit() emu::close_copies()
+#define copy_async_wait(but_last) emu::finish_copies(but_last)

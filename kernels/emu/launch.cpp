@@ -27,12 +27,12 @@ std::string describe(const unsigned char *address) {
         const Binding &b = machine.bindings[i];
         const emu_slot &slot = machine.launch->slots[i];
         if (!b.pages.holds(address)) continue;
-        long at = static_cast<long>(address - b.data);
+        long at = static_cast<long>(address - b.data), size = slot.element;
         if (at >= 0 && at < static_cast<long>(slot.bytes)) {
-            snprintf(text, sizeof text, "writes element %ld of '%s', which it only reads", at / 4, slot.name);
+            snprintf(text, sizeof text, "writes element %ld of '%s', which it only reads", at / size, slot.name);
         } else {
-            snprintf(text, sizeof text, "touches element %ld of '%s', which has %zu", at < 0 ? (at - 3) / 4 : at / 4,
-                slot.name, slot.bytes / 4);
+            snprintf(text, sizeof text, "touches element %ld of '%s', which has %zu", at < 0 ? (at - size + 1) / size : at / size,
+                slot.name, slot.bytes / slot.element);
         }
         return text;
     }
@@ -114,8 +114,9 @@ void check_margins(const Binding &b, const emu_slot &slot) {
     auto intact = [&](const unsigned char *from, const unsigned char *to, const char *side) {
         for (const unsigned char *p = from; p < to; p++) {
             if (*p != static_cast<unsigned char>(word >> (8 * ((p - from) % 4)))) {
+                long at = p - b.data, size = slot.element;
                 machine.error = std::string("a thread writes ") + side + " the memory of '" + slot.name + "', element "
-                    + std::to_string((p < b.data ? p - b.data - 3 : p - b.data) / 4) + " of " + std::to_string(slot.bytes / 4);
+                    + std::to_string((at < 0 ? at - size + 1 : at) / size) + " of " + std::to_string(slot.bytes / slot.element);
                 return;
             }
         }
@@ -130,6 +131,9 @@ std::string schedule_name(uint64_t schedule) {
     return "random " + std::to_string(schedule);
 }
 
+// The half of a word that lies at byte `at` of an array of such words.
+uint32_t half_of(uint32_t word, size_t at) { return at % 4 ? word >> 16 : word & 0xffff; }
+
 // The first schedule's outputs are the result; those of every other one must be equal to the bit.
 void collect(size_t run) {
     for (size_t i = 0; i < machine.bindings.size() && machine.error.empty(); i++) {
@@ -140,19 +144,22 @@ void collect(size_t run) {
         static thread_local std::vector<std::vector<unsigned char>> first;
         if (first.size() < machine.bindings.size()) first.resize(machine.bindings.size());
         if (run == 0) first[i].assign(b.data, b.data + slot.bytes);
-        for (size_t e = 0; e + 4 <= slot.bytes; e += 4) {
-            uint32_t was, is, before = poison(machine.launch->schedules[0]), now = poison(machine.schedule);
-            memcpy(&was, &first[i][e], 4);
-            memcpy(&is, b.data + e, 4);
+        for (size_t e = 0; e < slot.bytes; e += slot.element) {
+            uint32_t was = 0, is = 0, before = poison(machine.launch->schedules[0]), now = poison(machine.schedule);
+            memcpy(&was, &first[i][e], slot.element);
+            memcpy(&is, b.data + e, slot.element);
+            if (slot.element == 2) before = half_of(before, e), now = half_of(now, e);
             // Left unwritten in both.
             if (was == is || (was == before && is == now)) continue;
             float x, y;
             memcpy(&x, &was, 4);
             memcpy(&y, &is, 4);
+            // Of the 16-bit types only the bits are known here.
+            if (slot.element == 2) x = static_cast<float>(was), y = static_cast<float>(is);
             char text[300];
             snprintf(text, sizeof text,
                 "'%s' element %zu is %.9g under the schedule %s and %.9g under %s: threads race, or memory is read that "
-                "nobody wrote", slot.name, e / 4, x, schedule_name(machine.launch->schedules[0]).c_str(), y,
+                "nobody wrote", slot.name, e / slot.element, x, schedule_name(machine.launch->schedules[0]).c_str(), y,
                 schedule_name(machine.schedule).c_str());
             machine.error = text;
             break;

@@ -20,6 +20,8 @@ struct emu_slot {
     const char *name;
     unsigned char *data;
     size_t bytes;
+    // Bytes of an element.
+    uint32_t element;
     // 0 read, 1 written, 2 read and written
     uint32_t access;
 };
@@ -44,6 +46,9 @@ constexpr size_t MAX_STATIC = 48 * 1024;
 
 enum class State { Ready, Barrier, Warp, Done };
 
+// A copy that was asked for; its bytes were read then.
+struct Copy { unsigned char *to; unsigned char bytes[16]; };
+
 struct Thread {
     void *sp;
     State state;
@@ -52,6 +57,10 @@ struct Thread {
     Warp what;
     unsigned mask, from;
     uint64_t value;
+    void (*work)(void **lanes);
+    // Copies not yet waited for: those of closed groups, oldest first, and of the open one.
+    std::vector<std::vector<Copy>> groups;
+    std::vector<Copy> open;
 };
 
 static inline size_t page() {

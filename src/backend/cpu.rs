@@ -3,7 +3,8 @@
 use super::pool::{Pool, size_class};
 use super::{Backend, Buffer, Caps, KernelTime, Slot};
 use crate::error::{Error, Result};
-use crate::kernel::{CpuArgs, Kernel, host_slot};
+use crate::kernel::{Access, CpuArgs, CpuSlot, Kernel, host_slot, host_slot_of};
+use crate::tensor::{DType, narrow, widen};
 use rayon::prelude::*;
 use std::alloc::Layout;
 use std::any::Any;
@@ -87,6 +88,7 @@ impl CpuBackend {
             max_invocations: 1,
             subgroup: None,
             f16: false,
+            half: true,
             max_binding: u64::MAX,
             timestamps: true,
         };
@@ -151,19 +153,25 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()> {
-        let slots: Vec<_> = slots.iter().map(|s| host_slot(s, base)).collect();
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        _stored: DType,
+        params: &[u8],
+        slots: &[Slot<'_>],
+    ) -> Result<()> {
+        let mut wide = Widened::new(slots);
+        let slots = wide.host_slots(slots);
         // SAFETY: buffers are 64-byte aligned, zeroed when made and alive through the slots' borrow; `Kernel::launch` has
         // refused written slots that overlap others.
         let args = unsafe { CpuArgs::new(params, &slots) };
-        if !self.profiling.load(Ordering::Relaxed) {
-            (kernel.cpu)(&args);
-            return Ok(());
-        }
         let start = Instant::now();
         (kernel.cpu)(&args);
-        let time = KernelTime { entry: kernel.name, seconds: start.elapsed().as_secs_f64() };
-        self.profile.lock().unwrap_or_else(PoisonError::into_inner).push(time);
+        wide.round();
+        if self.profiling.load(Ordering::Relaxed) {
+            let time = KernelTime { entry: kernel.name, seconds: start.elapsed().as_secs_f64() };
+            self.profile.lock().unwrap_or_else(PoisonError::into_inner).push(time);
+        }
         Ok(())
     }
 
@@ -178,5 +186,51 @@ impl Backend for CpuBackend {
 
     fn take_profile(&self) -> Result<Vec<KernelTime>> {
         Ok(std::mem::take(&mut self.profile.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+/// Bindings in half precision, widened for a kernel that computes in f32.
+struct Widened {
+    /// By binding; empty where it is not in half precision.
+    numbers: Vec<Vec<f32>>,
+    /// Where the numbers of each written one go.
+    back: Vec<Option<(*mut u8, DType)>>,
+}
+
+impl Widened {
+    fn new(slots: &[Slot<'_>]) -> Self {
+        let (mut numbers, mut back) = (Vec::new(), Vec::new());
+        for slot in slots {
+            // SAFETY: a tensor's offset lies inside its buffer.
+            let place = unsafe { base(slot.buffer).add(slot.offset) };
+            let half = slot.dtype.is_half();
+            // SAFETY: as for `CpuArgs::new`; nothing is changed while the slice lives.
+            let bits = unsafe { std::slice::from_raw_parts(place.cast::<u16>(), slot.bytes / 2) };
+            numbers.push(if half { widen(slot.dtype, bits) } else { Vec::new() });
+            back.push((half && slot.access != Access::Read).then_some((place, slot.dtype)));
+        }
+        Self { numbers, back }
+    }
+
+    /// What the kernel is given: the widened numbers, or the tensors themselves.
+    fn host_slots(&mut self, slots: &[Slot<'_>]) -> Vec<CpuSlot> {
+        let given = slots.iter().zip(&mut self.numbers);
+        given
+            .map(|(slot, wide)| match slot.dtype.is_half() {
+                true => host_slot_of(wide, slot.access),
+                false => host_slot(slot, base),
+            })
+            .collect()
+    }
+
+    /// Rounds what was written and puts it in place.
+    fn round(&self) {
+        for (numbers, back) in self.numbers.iter().zip(&self.back) {
+            let Some((place, dtype)) = back else { continue };
+            // SAFETY: the tensor has as many elements, and `Kernel::launch` has refused written slots that overlap others.
+            let bits =
+                unsafe { std::slice::from_raw_parts_mut(place.cast::<u16>(), numbers.len()) };
+            narrow(*dtype, numbers, bits);
+        }
     }
 }

@@ -8,7 +8,8 @@ use super::cuda_launch::Launch;
 use super::pool::{Pool, size_class};
 use super::{Backend, Buffer, Caps, KernelTime, Slot};
 use crate::error::{Error, Result};
-use crate::kernel::{CudaText, Kernel};
+use crate::kernel::Kernel;
+use crate::tensor::DType;
 use cudarc::driver::sys::{
     CUdevice_attribute as Attribute, CUdeviceptr, CUevent_flags, CUfunction_attribute,
 };
@@ -56,7 +57,8 @@ pub(crate) struct CudaBackend {
 }
 
 struct State {
-    modules: HashMap<&'static str, Arc<CudaModule>>,
+    /// By file and type of storage.
+    modules: HashMap<(&'static str, DType), Arc<CudaModule>>,
     functions: HashMap<&'static str, CudaFunction>,
     staging: Staging,
     /// Launches and their start and end, while somebody wants their times.
@@ -156,6 +158,7 @@ impl CudaBackend {
             max_invocations: threads as u32,
             subgroup: Some((32, 32)),
             f16: true,
+            half: capability >= 80,
             max_binding: memory as u64,
             timestamps: true,
         };
@@ -186,12 +189,8 @@ impl CudaBackend {
     }
 
     /// The function of an entry point: compiled, loaded and allowed all shared memory at its first use.
-    fn function(
-        &self,
-        state: &mut State,
-        text: CudaText,
-        entry: &'static str,
-    ) -> Result<CudaFunction> {
+    fn function(&self, state: &mut State, launch: &Launch) -> Result<CudaFunction> {
+        let Launch { text, stored, entry, .. } = *launch;
         if let Some(found) = state.functions.get(entry) {
             return Ok(found.clone());
         }
@@ -200,15 +199,15 @@ impl CudaBackend {
             let place = format!("kernel {entry} (kernels/{file}.cu) for sm_{arch}");
             Error::device(&self.caps.name, format!("{place}: {what}"))
         };
-        let module = match state.modules.get(text.name) {
+        let module = match state.modules.get(&(text.name, stored)) {
             Some(module) => module.clone(),
             None => {
-                let image = self.target.image(text).map_err(refuse)?;
+                let image = self.target.image(text, stored).map_err(refuse)?;
                 let module = self
                     .context
                     .load_module(Ptx::from_binary(image))
                     .map_err(|e| refuse(format!("the driver refuses its code: {:?}", e.0)))?;
-                state.modules.insert(text.name, module.clone());
+                state.modules.insert((text.name, stored), module.clone());
                 module
             }
         };
@@ -303,11 +302,17 @@ impl Backend for CudaBackend {
             .map_err(|e| self.error("cannot copy on the device", e))
     }
 
-    fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()> {
-        let launch = Launch::new(kernel, params, &self.caps)?;
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        stored: DType,
+        params: &[u8],
+        slots: &[Slot<'_>],
+    ) -> Result<()> {
+        let launch = Launch::new(kernel, stored, params, &self.caps)?;
         self.enter()?;
         let mut state = self.state();
-        let function = self.function(&mut state, launch.text, launch.entry)?;
+        let function = self.function(&mut state, &launch)?;
         let pointers: Vec<CUdeviceptr> =
             slots.iter().map(|s| address(s.buffer, s.offset)).collect();
         // The parameter block by value, then the pointers: the driver reads each argument from where it lies.

@@ -2,6 +2,7 @@
 
 use crate::io::kernel_cache::{self, Key};
 use crate::kernel::CudaText;
+use crate::tensor::DType;
 use cudarc::nvrtc::{result, sys};
 use std::ffi::{CStr, CString, c_char};
 
@@ -39,8 +40,9 @@ impl Target {
     ///
     /// # Errors
     /// What is wrong, with the compiler's log; the caller names the kernel.
-    pub(crate) fn image(self, text: CudaText) -> Result<Vec<u8>, String> {
-        let embedded = FATBINS.iter().find(|(name, _)| *name == text.name && self.embedded());
+    pub(crate) fn image(self, text: CudaText, stored: DType) -> Result<Vec<u8>, String> {
+        let name = format!("{}_{}", text.name, stored.suffix());
+        let embedded = FATBINS.iter().find(|(found, _)| *found == name && self.embedded());
         if let Some((_, code)) = embedded {
             return Ok(code.to_vec());
         }
@@ -50,12 +52,13 @@ impl Target {
         let nvrtc = Nvrtc::open()?;
         let options = nvrtc.options(self.capability)?;
         let versions = [nvrtc.version.to_string(), self.driver.to_string()];
-        let depends_on = [text.source, &options[0], &options[1], &versions[0], &versions[1]];
-        let key = Key::new(&format!("{}-sm_{}", text.name, self.capability), &depends_on);
+        let source = text.source_for(stored);
+        let depends_on = [source.as_str(), &options[0], &options[1], &versions[0], &versions[1]];
+        let key = Key::new(&format!("{name}-sm_{}", self.capability), &depends_on);
         if let Some(code) = kernel_cache::read(&key) {
             return Ok(code);
         }
-        let code = nvrtc.compile(text, &options)?;
+        let code = nvrtc.compile(&name, &source, &options)?;
         // A folder that cannot be written costs time at the next start and nothing else.
         let _ = kernel_cache::write(&key, &code);
         Ok(code)
@@ -116,10 +119,10 @@ impl Nvrtc {
         Ok([format!("--gpu-architecture={kind}"), "--std=c++17".into()])
     }
 
-    fn compile(&self, text: CudaText, options: &[String; 2]) -> Result<Vec<u8>, String> {
+    fn compile(&self, name: &str, source: &str, options: &[String; 2]) -> Result<Vec<u8>, String> {
         let zero = |_| "a zero byte in a kernel's text".to_string();
-        let source = CString::new(text.source).map_err(zero)?;
-        let name = CString::new(format!("{}.cu", text.name)).map_err(zero)?;
+        let source = CString::new(source).map_err(zero)?;
+        let name = CString::new(format!("{name}.cu")).map_err(zero)?;
         let program =
             result::create_program(&source, Some(&name)).map_err(|e| format!("NVRTC: {e}"))?;
         // SAFETY: the program was just made, and is destroyed once, below.
@@ -190,16 +193,18 @@ mod tests {
             cuda_text!("batch_norm"),
         ];
         for text in texts {
-            let code = nvrtc.compile(text, &nvrtc.options(80).unwrap()).unwrap();
-            assert_eq!(&code[..4], b"\x7fELF", "{}", text.name);
+            let (name, source) = (text.name, text.source_for(DType::F32));
+            let code = nvrtc.compile(name, &source, &nvrtc.options(80).unwrap()).unwrap();
+            assert_eq!(&code[..4], b"\x7fELF", "{name}");
         }
-        let broken = CudaText { name: "broken", source: "KERNEL(" };
-        let message = nvrtc.compile(broken, &nvrtc.options(80).unwrap()).unwrap_err();
+        let message = nvrtc.compile("broken", "KERNEL(", &nvrtc.options(80).unwrap()).unwrap_err();
         assert!(message.contains("broken.cu"), "{message}");
         // A GPU that NVRTC does not know gets PTX.
         let options = nvrtc.options(9999).unwrap();
         assert!(options[0].contains("compute_"), "{options:?}");
-        let ptx = nvrtc.compile(cuda_text!("reduce"), &options).unwrap();
+        let ptx = nvrtc
+            .compile("reduce", &cuda_text!("reduce").source_for(DType::F32), &options)
+            .unwrap();
         assert!(ptx.ends_with(&[0]) && ptx.starts_with(b"//"));
         assert!(nvrtc.options(10).unwrap_err().contains("1.0"));
     }

@@ -8,6 +8,7 @@ use super::cuda_launch::Launch;
 use super::{Backend, Buffer, Caps, KernelTime, Slot};
 use crate::error::{Error, Result};
 use crate::kernel::{Access, Kernel};
+use crate::tensor::DType;
 use std::any::Any;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -39,6 +40,8 @@ struct EmuSlot {
     name: *const c_char,
     data: *mut u8,
     bytes: usize,
+    /// Bytes of an element.
+    element: u32,
     access: u32,
 }
 
@@ -88,6 +91,7 @@ impl EmulatedBackend {
             max_invocations: 1024,
             subgroup: Some((32, 32)),
             f16: true,
+            half: true,
             max_binding: u64::MAX,
             timestamps: true,
         };
@@ -104,7 +108,7 @@ impl EmulatedBackend {
         launch: &Launch,
         names: &[&str],
         params: &[u8],
-        data: &mut [(Vec<u8>, Access)],
+        data: &mut [(Vec<u8>, Access, DType)],
     ) -> Result<()> {
         let fail =
             |what: &str| Error::device(&self.caps.name, format!("kernel {}: {what}", launch.entry));
@@ -114,10 +118,11 @@ impl EmulatedBackend {
         let mut slots: Vec<EmuSlot> = data
             .iter_mut()
             .zip(&names)
-            .map(|((bytes, access), name)| EmuSlot {
+            .map(|((bytes, access, dtype), name)| EmuSlot {
                 name: name.as_ptr(),
                 data: bytes.as_mut_ptr(),
                 bytes: bytes.len(),
+                element: dtype.bytes() as u32,
                 access: match access {
                     Access::Read => 0,
                     Access::Write => 1,
@@ -174,12 +179,18 @@ impl Backend for EmulatedBackend {
         self.write(dst, to, &data)
     }
 
-    fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()> {
-        let launch = Launch::new(kernel, params, &self.caps)?;
-        let names: Vec<&str> = kernel.bindings.iter().map(|(name, _)| *name).collect();
-        let mut data: Vec<(Vec<u8>, Access)> = slots
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        stored: DType,
+        params: &[u8],
+        slots: &[Slot<'_>],
+    ) -> Result<()> {
+        let launch = Launch::new(kernel, stored, params, &self.caps)?;
+        let names: Vec<&str> = kernel.bindings.iter().map(|(name, _, _)| *name).collect();
+        let mut data: Vec<(Vec<u8>, Access, DType)> = slots
             .iter()
-            .map(|s| (memory(s.buffer)[s.offset..s.offset + s.bytes].to_vec(), s.access))
+            .map(|s| (memory(s.buffer)[s.offset..s.offset + s.bytes].to_vec(), s.access, s.dtype))
             .collect();
         let start = Instant::now();
         self.run(&launch, &names, params, &mut data)?;
@@ -187,7 +198,7 @@ impl Backend for EmulatedBackend {
             profile
                 .push(KernelTime { entry: launch.entry, seconds: start.elapsed().as_secs_f64() });
         }
-        for (slot, (bytes, access)) in slots.iter().zip(&data) {
+        for (slot, (bytes, access, _)) in slots.iter().zip(&data) {
             if *access != Access::Read {
                 self.write(slot.buffer, slot.offset, bytes)?;
             }

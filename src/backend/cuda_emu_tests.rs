@@ -1,16 +1,16 @@
 //! An emulator is worth what it finds: kernels with one fault each (`kernels/emu/faults.cu`), and what is said of them.
 
-use crate::kernel::{Access, Cuda, CudaPlan, CudaText, Kernel, Plan};
+use crate::kernel::{Access, Cuda, CudaPlan, CudaText, F32, Kernel, Plan};
 use crate::{Device, Tensor};
 
 /// The error of a kernel over 100 elements in two blocks of 64; `None` where it runs.
 fn outcome(name: &'static str, plan: fn(&[u8], &crate::Caps) -> CudaPlan) -> Option<String> {
     let kernel: &'static Kernel = Box::leak(Box::new(Kernel {
         name,
-        bindings: &[("x", Access::Read), ("y", Access::Write)],
+        bindings: &[("x", Access::Read, F32), ("y", Access::Write, F32)],
         cpu: |_| {},
         wgsl: "",
-        cuda: Some(Cuda { text: CudaText { name: "emu/faults", source: "" }, plan }),
+        cuda: Some(Cuda { text: CudaText { name: "emu/faults", source: "" }, half: None, plan }),
         plan: |_, _| Plan::items(1, 1),
     }));
     let device = Device::new("cuda-emu").unwrap();

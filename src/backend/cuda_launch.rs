@@ -3,11 +3,14 @@
 
 use super::Caps;
 use crate::error::{Error, Result};
-use crate::kernel::{CudaPlan, CudaText, Kernel};
+use crate::kernel::{CudaPlan, CudaText, Kernel, entry_for};
+use crate::tensor::DType;
 
 /// A planned launch.
 pub(crate) struct Launch {
     pub(crate) text: CudaText,
+    /// For which type of storage the text is compiled.
+    pub(crate) stored: DType,
     pub(crate) entry: &'static str,
     pub(crate) plan: CudaPlan,
 }
@@ -16,18 +19,33 @@ const MAX_GRID_X: u32 = i32::MAX as u32;
 const MAX_GRID_YZ: u32 = 65_535;
 
 impl Launch {
-    /// Plans a launch and checks the plan against what the device can do.
-    pub(crate) fn new(kernel: &'static Kernel, params: &[u8], caps: &Caps) -> Result<Self> {
+    /// Plans a launch and checks the plan against what the device can do. `stored`: the type of the kernel's `Stored` bindings.
+    pub(crate) fn new(
+        kernel: &'static Kernel,
+        stored: DType,
+        params: &[u8],
+        caps: &Caps,
+    ) -> Result<Self> {
         let Some(cuda) = &kernel.cuda else {
             let message = format!("{} is unsupported: it has no CUDA kernel", kernel.name);
             return Err(Error::device(&caps.name, message));
         };
-        let plan = (cuda.plan)(params, caps);
-        let entry = kernel.entry_of(plan.entry);
+        let plan = match (stored, cuda.half) {
+            (DType::F16 | DType::BF16, Some(plan)) => plan(params, caps),
+            _ => (cuda.plan)(params, caps),
+        };
+        let text = plan.text.unwrap_or(cuda.text);
+        let entry = entry_for(kernel.entry_of(plan.entry), stored);
         let refuse =
             |what: String| Err(Error::device(&caps.name, format!("kernel {entry}: {what}")));
+        if stored != DType::F32 && !caps.half {
+            return refuse(format!(
+                "{} takes a GPU of compute capability 8.0 or more; use f32",
+                stored.suffix()
+            ));
+        }
         if plan == CudaPlan::REFUSED {
-            let file = cuda.text.name;
+            let file = text.name;
             return refuse(format!(
                 "the problem is beyond its limits, which kernels/{file}.cu states"
             ));
@@ -52,6 +70,6 @@ impl Launch {
                 plan.grid
             ));
         }
-        Ok(Self { text: cuda.text, entry, plan })
+        Ok(Self { text, stored, entry, plan })
     }
 }

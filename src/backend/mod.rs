@@ -18,6 +18,7 @@ pub use select::{DeviceReport, device_reports};
 
 use crate::error::Result;
 use crate::kernel::{Access, Kernel};
+use crate::tensor::DType;
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -39,6 +40,8 @@ pub struct Caps {
     pub subgroup: Option<(u32, u32)>,
     /// Whether kernels may compute with 16-bit floats.
     pub f16: bool,
+    /// Whether kernels take tensors stored in half precision (f16 and bf16).
+    pub half: bool,
     /// Bytes that one kernel binding may span.
     pub max_binding: u64,
     /// Whether [`Device::take_profile`] gives device-side times.
@@ -68,6 +71,7 @@ pub(crate) struct Slot<'a> {
     pub(crate) buffer: &'a Buffer,
     pub(crate) offset: usize,
     pub(crate) bytes: usize,
+    pub(crate) dtype: DType,
     pub(crate) access: Access,
 }
 
@@ -80,7 +84,14 @@ pub(crate) trait Backend: Send + Sync {
     fn read(&self, src: &Buffer, offset: usize, out: &mut [u8]) -> Result<()>;
     fn copy(&self, src: &Buffer, from: usize, dst: &Buffer, to: usize, bytes: usize) -> Result<()>;
     /// Runs a kernel: plans for its own language, then launches.
-    fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()>;
+    /// `stored` is the type of the kernel's `Stored` bindings.
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        stored: DType,
+        params: &[u8],
+        slots: &[Slot<'_>],
+    ) -> Result<()>;
     /// Waits until everything asked for so far is done.
     fn sync(&self) -> Result<()>;
     /// Starts or stops timing every launch.

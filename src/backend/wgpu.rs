@@ -8,6 +8,7 @@ use super::pool::{Pool, size_class};
 use super::{Backend, Buffer, Caps, KernelTime, Slot};
 use crate::error::{Error, Result};
 use crate::kernel::{Access, Kernel};
+use crate::tensor::DType;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -167,6 +168,7 @@ impl WgpuBackend {
             subgroup: features
                 .contains(wgpu::Features::SUBGROUP)
                 .then_some((info.subgroup_min_size, info.subgroup_max_size)),
+            half: false,
             f16: features.contains(wgpu::Features::SHADER_F16),
             max_binding: limits.max_storage_buffer_binding_size,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
@@ -412,7 +414,7 @@ fn layout_entries(kernel: &Kernel) -> Vec<wgpu::BindGroupLayoutEntry> {
         ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
         count: None,
     };
-    let storage = kernel.bindings.iter().enumerate().map(|(i, (_, access))| {
+    let storage = kernel.bindings.iter().enumerate().map(|(i, (_, access, _))| {
         entry(i + 1, wgpu::BufferBindingType::Storage { read_only: *access == Access::Read })
     });
     std::iter::once(entry(0, wgpu::BufferBindingType::Uniform)).chain(storage).collect()
@@ -490,7 +492,21 @@ impl Backend for WgpuBackend {
         if state.pending.len() >= BATCH { self.flush(&mut state) } else { Ok(()) }
     }
 
-    fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()> {
+    fn launch(
+        &self,
+        kernel: &'static Kernel,
+        stored: DType,
+        params: &[u8],
+        slots: &[Slot<'_>],
+    ) -> Result<()> {
+        if stored != DType::F32 {
+            let message = format!(
+                "{}: there is no {} version of it in WGSL; use f32, or a cpu or cuda device",
+                kernel.name,
+                stored.suffix()
+            );
+            return Err(Error::device(&self.caps.name, message));
+        }
         let plan = (kernel.plan)(params, &self.caps);
         let mut state = self.state();
         let entry = kernel.entry_of(plan.entry);

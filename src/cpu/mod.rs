@@ -6,6 +6,7 @@
 
 pub(crate) mod attention_rows;
 pub(crate) mod batch_norm;
+pub(crate) mod cast;
 pub(crate) mod conv2d;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;

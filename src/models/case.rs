@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::nn::{Data, Mode, StateArray, StateDict};
 use crate::ops::case::{Array, Arrays, Attrs, Layout, need};
 use crate::ops::{self, CrossEntropy, Sgd};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// Attribute names that a `model` case may set.
 const ATTRS: &[&str] = &["model", "training", "num_classes", "dropout", "stochastic_depth", "sgd"];
@@ -56,8 +56,9 @@ pub fn run_case(
         let message = format!("image must be [N, 3, H, W], but its shape is {:?}", image.shape);
         return Err(Error::shape("model", message));
     };
-    let labels = need("model", inputs, "labels")?.to_tensor(device, Layout::Labels)?;
-    let images = image.from_file_layout(Layout::Image).to_tensor(device, Layout::Image)?;
+    let labels = need("model", inputs, "labels")?.to_tensor(device, Layout::Labels, DType::U32)?;
+    let images =
+        image.from_file_layout(Layout::Image).to_tensor(device, Layout::Image, DType::F32)?;
     let model = Model::build(&spec, attrs.usize("num_classes", 1000)?, (h, w), device, 0)?;
     model.load(&state_dict(state), Load::Exact)?;
     let training = attrs.bool("training", true)?;

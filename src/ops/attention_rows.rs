@@ -2,7 +2,7 @@
 
 use crate::cpu::attention_rows as cpu;
 use crate::error::Result;
-use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params};
+use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params};
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
@@ -22,11 +22,12 @@ const WGSL: &str = include_str!("../../shaders/attention_rows.wgsl");
 
 static PAD: Kernel = Kernel {
     name: "attention_rows_pad_f32",
-    bindings: &[("x", Access::Read), ("padded", Access::Write)],
+    bindings: &[("x", Access::Read, F32), ("padded", Access::Write, F32)],
     cpu: cpu::pad,
     wgsl: WGSL,
     cuda: Some(Cuda {
         text: cuda_text!("attention_rows"),
+        half: None,
         plan: |bytes, _| {
             let p: RowParams = params(bytes);
             CudaPlan::items(p.rows as usize * p.to as usize, 1, 256)
@@ -41,15 +42,16 @@ static PAD: Kernel = Kernel {
 static DELTA: Kernel = Kernel {
     name: "attention_rows_delta_f32",
     bindings: &[
-        ("y", Access::Read),
-        ("dy", Access::Read),
-        ("lse", Access::Read),
-        ("stats", Access::Write),
+        ("y", Access::Read, F32),
+        ("dy", Access::Read, F32),
+        ("lse", Access::Read, F32),
+        ("stats", Access::Write, F32),
     ],
     cpu: cpu::delta,
     wgsl: WGSL,
     cuda: Some(Cuda {
         text: cuda_text!("attention_rows"),
+        half: None,
         // Eight threads a row.
         plan: |bytes, _| CudaPlan::items(8 * params::<RowParams>(bytes).rows as usize, 1, 256),
     }),

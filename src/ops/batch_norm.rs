@@ -22,7 +22,7 @@ use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, nee
 use super::reduce::{Blocks, GROUP, block_plan, column_plan};
 use crate::cpu::batch_norm as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
+use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params, require_f32};
 use crate::tape;
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
@@ -104,7 +104,7 @@ fn plan_elements(bytes: &[u8], _: &crate::Caps) -> Plan {
 }
 
 const fn cuda(plan: fn(&[u8], &crate::Caps) -> CudaPlan) -> Option<Cuda> {
-    Some(Cuda { text: cuda_text!("batch_norm"), plan })
+    Some(Cuda { text: cuda_text!("batch_norm"), half: None, plan })
 }
 
 fn cuda_blocks(bytes: &[u8], _: &crate::Caps) -> CudaPlan {
@@ -123,7 +123,7 @@ fn cuda_elements(bytes: &[u8], _: &crate::Caps) -> CudaPlan {
 
 static STATS: Kernel = Kernel {
     name: "batch_norm_stats_f32",
-    bindings: &[("x", Access::Read), ("part", Access::Write)],
+    bindings: &[("x", Access::Read, F32), ("part", Access::Write, F32)],
     cpu: cpu::stats,
     wgsl: WGSL,
     cuda: cuda(cuda_blocks),
@@ -133,12 +133,12 @@ static STATS: Kernel = Kernel {
 static FINISH: Kernel = Kernel {
     name: "batch_norm_finish_f32",
     bindings: &[
-        ("part", Access::Read),
-        ("weight", Access::Read),
-        ("bias", Access::Read),
-        ("running_mean", Access::ReadWrite),
-        ("running_var", Access::ReadWrite),
-        ("table", Access::Write),
+        ("part", Access::Read, F32),
+        ("weight", Access::Read, F32),
+        ("bias", Access::Read, F32),
+        ("running_mean", Access::ReadWrite, F32),
+        ("running_var", Access::ReadWrite, F32),
+        ("table", Access::Write, F32),
     ],
     cpu: cpu::finish,
     wgsl: WGSL,
@@ -149,11 +149,11 @@ static FINISH: Kernel = Kernel {
 static TABLE: Kernel = Kernel {
     name: "batch_norm_table_f32",
     bindings: &[
-        ("weight", Access::Read),
-        ("bias", Access::Read),
-        ("running_mean", Access::Read),
-        ("running_var", Access::Read),
-        ("table", Access::Write),
+        ("weight", Access::Read, F32),
+        ("bias", Access::Read, F32),
+        ("running_mean", Access::Read, F32),
+        ("running_var", Access::Read, F32),
+        ("table", Access::Write, F32),
     ],
     cpu: cpu::table,
     wgsl: WGSL,
@@ -164,10 +164,10 @@ static TABLE: Kernel = Kernel {
 static FWD: Kernel = Kernel {
     name: "batch_norm_fwd_f32",
     bindings: &[
-        ("x", Access::Read),
-        ("residual", Access::Read),
-        ("table", Access::Read),
-        ("y", Access::Write),
+        ("x", Access::Read, F32),
+        ("residual", Access::Read, F32),
+        ("table", Access::Read, F32),
+        ("y", Access::Write, F32),
     ],
     cpu: cpu::fwd,
     wgsl: WGSL,
@@ -178,11 +178,11 @@ static FWD: Kernel = Kernel {
 static BWD_SUMS: Kernel = Kernel {
     name: "batch_norm_bwd_sums_f32",
     bindings: &[
-        ("x", Access::Read),
-        ("dy", Access::Read),
-        ("third", Access::Read),
-        ("table", Access::Read),
-        ("part", Access::Write),
+        ("x", Access::Read, F32),
+        ("dy", Access::Read, F32),
+        ("third", Access::Read, F32),
+        ("table", Access::Read, F32),
+        ("part", Access::Write, F32),
     ],
     cpu: cpu::bwd_sums,
     wgsl: WGSL,
@@ -192,7 +192,11 @@ static BWD_SUMS: Kernel = Kernel {
 
 static BWD_FINISH: Kernel = Kernel {
     name: "batch_norm_bwd_finish_f32",
-    bindings: &[("part", Access::Read), ("dweight", Access::Write), ("dbias", Access::Write)],
+    bindings: &[
+        ("part", Access::Read, F32),
+        ("dweight", Access::Write, F32),
+        ("dbias", Access::Write, F32),
+    ],
     cpu: cpu::bwd_finish,
     wgsl: WGSL,
     cuda: cuda(cuda_channels),
@@ -202,14 +206,14 @@ static BWD_FINISH: Kernel = Kernel {
 static BWD: Kernel = Kernel {
     name: "batch_norm_bwd_f32",
     bindings: &[
-        ("x", Access::Read),
-        ("dy", Access::Read),
-        ("third", Access::Read),
-        ("table", Access::Read),
-        ("dweight", Access::Read),
-        ("dbias", Access::Read),
-        ("dx", Access::Write),
-        ("dresidual", Access::Write),
+        ("x", Access::Read, F32),
+        ("dy", Access::Read, F32),
+        ("third", Access::Read, F32),
+        ("table", Access::Read, F32),
+        ("dweight", Access::Read, F32),
+        ("dbias", Access::Read, F32),
+        ("dx", Access::Write, F32),
+        ("dresidual", Access::Write, F32),
     ],
     cpu: cpu::bwd,
     wgsl: WGSL,

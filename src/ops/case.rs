@@ -3,7 +3,7 @@
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::tensor::philox::Philox;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Tensor, narrow, widen};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -69,17 +69,45 @@ pub struct Port {
     pub optional: bool,
     /// Inputs: a gradient is given. Outputs: an upstream gradient is taken.
     pub grad: bool,
+    /// How it may be stored.
+    pub storage: Storage,
+}
+
+/// How a port's tensor may be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// In f32 (labels: u32) whatever the precision.
+    F32,
+    /// In the precision of the run: f32, f16 or bf16.
+    Any,
+    /// In the precision of the run, which is f16 or bf16.
+    Half,
 }
 
 impl Port {
     /// A differentiable tensor that is always there.
     pub const fn new(name: &'static str, layout: Layout) -> Self {
-        Self { name, layout, optional: false, grad: true }
+        Self { name, layout, optional: false, grad: true, storage: Storage::F32 }
     }
 
     /// The same, but a case may leave it out.
     pub const fn optional(self) -> Self {
         Self { optional: true, ..self }
+    }
+
+    /// The same, stored in the precision of the run.
+    pub const fn stored(self) -> Self {
+        Self { storage: Storage::Any, ..self }
+    }
+
+    /// The same, stored in half precision; the op has no f32 case.
+    pub const fn half_only(self) -> Self {
+        Self { storage: Storage::Half, ..self }
+    }
+
+    /// The dtype in a run of the given precision.
+    pub fn dtype(&self, precision: DType) -> DType {
+        if self.storage == Storage::F32 { DType::F32 } else { precision }
     }
 
     /// The same, without a gradient.
@@ -104,6 +132,17 @@ pub struct OpSpec {
     pub run: fn(&Attrs, &Tensors) -> Result<Tensors>,
     /// The forward in f64, by plain loops: the truth, and by finite differences the truth of the gradients.
     pub reference: fn(&Attrs, &Arrays) -> Result<Arrays>,
+}
+
+impl OpSpec {
+    /// Whether the op has cases in this precision.
+    pub fn has(&self, precision: DType) -> bool {
+        let some = |storage| self.inputs.iter().any(|port| port.storage == storage);
+        match precision {
+            DType::F32 => !some(Storage::Half),
+            _ => some(Storage::Half) || some(Storage::Any),
+        }
+    }
 }
 
 /// A built-in case: shapes and how to fill them.
@@ -215,17 +254,29 @@ impl Input {
 }
 
 impl Array {
-    /// The array on a device: f32, or u32 for labels.
+    /// The array on a device: in the given dtype, or u32 for labels.
     ///
     /// # Errors
-    /// As [`Tensor::from_f32`].
-    pub fn to_tensor(&self, device: &Device, layout: Layout) -> Result<Tensor> {
+    /// As [`Tensor::from_f32_as`].
+    pub fn to_tensor(&self, device: &Device, layout: Layout, dtype: DType) -> Result<Tensor> {
         if layout == Layout::Labels {
             let labels: Vec<u32> = self.data.iter().map(|v| *v as u32).collect();
             return Tensor::from_u32(device, &self.shape, &labels);
         }
         let data: Vec<f32> = self.data.iter().map(|v| *v as f32).collect();
-        Tensor::from_f32(device, &self.shape, &data)
+        Tensor::from_f32_as(device, &self.shape, dtype, &data)
+    }
+
+    /// The array with each element rounded to the nearest that `dtype` has.
+    pub fn rounded(&self, dtype: DType) -> Self {
+        if !dtype.is_half() {
+            return self.clone();
+        }
+        let numbers: Vec<f32> = self.data.iter().map(|v| *v as f32).collect();
+        let mut bits = vec![0u16; numbers.len()];
+        narrow(dtype, &numbers, &mut bits);
+        let data = widen(dtype, &bits).into_iter().map(f64::from).collect();
+        Self { shape: self.shape.clone(), data }
     }
 
     /// A tensor's elements.

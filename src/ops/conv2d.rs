@@ -6,7 +6,7 @@ use crate::Caps;
 use crate::cpu::conv2d as cpu;
 use crate::error::{Error, Result};
 use crate::kernel::{
-    Access, Cuda, CudaPlan, Kernel, MAX_GROUPS, Plan, cuda_text, params, require_f32,
+    Access, Cuda, CudaPlan, F32, Kernel, MAX_GROUPS, Plan, cuda_text, params, require_f32,
 };
 use crate::tape;
 use crate::tensor::Tensor;
@@ -81,7 +81,7 @@ fn pixel_grid(pixels: u32, channels: u32, copies: u32) -> [u32; 3] {
 }
 
 const fn cuda(plan: fn(&[u8], &Caps) -> CudaPlan) -> Option<Cuda> {
-    Some(Cuda { text: cuda_text!("conv2d"), plan })
+    Some(Cuda { text: cuda_text!("conv2d"), half: None, plan })
 }
 
 /// A CUDA product of `rows` x `columns`, `copies` of them, in tiles of 64 x 64 or, where both sides and the number of tiles
@@ -102,10 +102,10 @@ fn tiles(rows: u32, columns: u32, copies: u32, vec4: bool, entries: [&'static st
 static CONV2D_FWD: Kernel = Kernel {
     name: "conv2d_fwd_f32",
     bindings: &[
-        ("x", Access::Read),
-        ("w", Access::Read),
-        ("bias", Access::Read),
-        ("y", Access::Write),
+        ("x", Access::Read, F32),
+        ("w", Access::Read, F32),
+        ("bias", Access::Read, F32),
+        ("y", Access::Write, F32),
     ],
     cpu: cpu::fwd,
     wgsl: WGSL,
@@ -123,7 +123,7 @@ static CONV2D_FWD: Kernel = Kernel {
 
 static CONV2D_DGRAD: Kernel = Kernel {
     name: "conv2d_dgrad_f32",
-    bindings: &[("dy", Access::Read), ("w", Access::Read), ("dx", Access::Write)],
+    bindings: &[("dy", Access::Read, F32), ("w", Access::Read, F32), ("dx", Access::Write, F32)],
     cpu: cpu::dgrad,
     wgsl: WGSL,
     cuda: cuda(|bytes, _| {
@@ -142,7 +142,7 @@ static CONV2D_DGRAD: Kernel = Kernel {
 /// Its output has `parts` copies of the weight, which `CONV2D_SUM` adds up.
 static CONV2D_WGRAD: Kernel = Kernel {
     name: "conv2d_wgrad_f32",
-    bindings: &[("x", Access::Read), ("dy", Access::Read), ("dw", Access::Write)],
+    bindings: &[("x", Access::Read, F32), ("dy", Access::Read, F32), ("dw", Access::Write, F32)],
     cpu: cpu::wgrad,
     wgsl: WGSL,
     cuda: cuda(|bytes, _| {
@@ -161,7 +161,7 @@ static CONV2D_WGRAD: Kernel = Kernel {
 /// Its output has `parts` copies of the bias.
 static CONV2D_DBIAS: Kernel = Kernel {
     name: "conv2d_dbias_f32",
-    bindings: &[("dy", Access::Read), ("db", Access::Write)],
+    bindings: &[("dy", Access::Read, F32), ("db", Access::Write, F32)],
     cpu: cpu::dbias,
     wgsl: WGSL,
     cuda: cuda(|bytes, _| {
@@ -176,7 +176,7 @@ static CONV2D_DBIAS: Kernel = Kernel {
 
 static CONV2D_SUM: Kernel = Kernel {
     name: "conv2d_sum_f32",
-    bindings: &[("sums", Access::Read), ("out", Access::Write)],
+    bindings: &[("sums", Access::Read, F32), ("out", Access::Write, F32)],
     cpu: cpu::sum,
     wgsl: WGSL,
     cuda: cuda(|bytes, _| CudaPlan::items(params::<SumParams>(bytes).len as usize, 4, 256)),

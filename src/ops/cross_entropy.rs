@@ -13,7 +13,9 @@ use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, nee
 use crate::Device;
 use crate::cpu::cross_entropy as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
+use crate::kernel::{
+    Access, Cuda, CudaPlan, F32, Kernel, Plan, U32, cuda_text, params, require_f32,
+};
 use crate::tape;
 use crate::tensor::{DType, Tensor};
 use bytemuck::{Pod, Zeroable};
@@ -41,16 +43,16 @@ pub(crate) struct CrossEntropyParams {
 }
 
 const fn cuda(plan: fn(&[u8], &crate::Caps) -> CudaPlan) -> Option<Cuda> {
-    Some(Cuda { text: cuda_text!("cross_entropy"), plan })
+    Some(Cuda { text: cuda_text!("cross_entropy"), half: None, plan })
 }
 
 static FWD: Kernel = Kernel {
     name: "cross_entropy_fwd_f32",
     bindings: &[
-        ("logits", Access::Read),
-        ("labels", Access::Read),
-        ("class_weight", Access::Read),
-        ("rows", Access::Write),
+        ("logits", Access::Read, F32),
+        ("labels", Access::Read, U32),
+        ("class_weight", Access::Read, F32),
+        ("rows", Access::Write, F32),
     ],
     cpu: cpu::fwd,
     wgsl: WGSL,
@@ -64,10 +66,10 @@ static FWD: Kernel = Kernel {
 static FINISH: Kernel = Kernel {
     name: "cross_entropy_finish_f32",
     bindings: &[
-        ("rows", Access::Read),
-        ("class_weight", Access::Read),
-        ("loss", Access::Write),
-        ("totals", Access::Write),
+        ("rows", Access::Read, F32),
+        ("class_weight", Access::Read, F32),
+        ("loss", Access::Write, F32),
+        ("totals", Access::Write, F32),
     ],
     cpu: cpu::finish,
     wgsl: WGSL,
@@ -78,13 +80,13 @@ static FINISH: Kernel = Kernel {
 static BWD: Kernel = Kernel {
     name: "cross_entropy_bwd_f32",
     bindings: &[
-        ("logits", Access::Read),
-        ("labels", Access::Read),
-        ("class_weight", Access::Read),
-        ("rows", Access::Read),
-        ("totals", Access::Read),
-        ("dloss", Access::Read),
-        ("dlogits", Access::Write),
+        ("logits", Access::Read, F32),
+        ("labels", Access::Read, U32),
+        ("class_weight", Access::Read, F32),
+        ("rows", Access::Read, F32),
+        ("totals", Access::Read, F32),
+        ("dloss", Access::Read, F32),
+        ("dlogits", Access::Write, F32),
     ],
     cpu: cpu::bwd,
     wgsl: WGSL,

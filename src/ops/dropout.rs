@@ -4,7 +4,7 @@
 use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
 use crate::cpu::dropout as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
+use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params, require_f32};
 use crate::tape;
 use crate::tensor::Tensor;
 use crate::tensor::philox::Philox;
@@ -28,11 +28,12 @@ pub(crate) struct DropoutParams {
 
 static APPLY: Kernel = Kernel {
     name: "dropout_fwd_f32",
-    bindings: &[("x", Access::Read), ("y", Access::Write)],
+    bindings: &[("x", Access::Read, F32), ("y", Access::Write, F32)],
     cpu: cpu::apply,
     wgsl: include_str!("../../shaders/dropout.wgsl"),
     cuda: Some(Cuda {
         text: cuda_text!("dropout"),
+        half: None,
         plan: |bytes, _| CudaPlan::items(params::<DropoutParams>(bytes).len as usize, 4, 256),
     }),
     // Four elements an invocation: one round of Philox gives four words.

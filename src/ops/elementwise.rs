@@ -5,7 +5,8 @@ use super::reduce::sum_rows;
 use crate::cpu::elementwise as cpu;
 use crate::error::{Error, Result};
 use crate::kernel::{
-    Access, CpuArgs, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32,
+    Access, CpuArgs, Cuda, CudaPlan, F32, Kernel, Plan, Stored, cuda_text, params, require_f32,
+    require_float, require_same,
 };
 use crate::tape::{self, AddParams as Params};
 use crate::tensor::Tensor;
@@ -16,14 +17,17 @@ const CUDA: Cuda = Cuda {
     text: cuda_text!("elementwise"),
     // Every parameter block here begins with the number of elements.
     plan: |bytes, _| CudaPlan::items(params::<Params>(&bytes[..4]).len as usize, 4, 256),
+    half: Some(|bytes, _| CudaPlan::items(params::<Params>(&bytes[..4]).len as usize, 8, 256)),
 };
 
-type Bindings = &'static [(&'static str, Access)];
+type Bindings = &'static [crate::kernel::Binding];
 
-const UNARY: Bindings = &[("x", Access::Read), ("y", Access::Write)];
-const BINARY: Bindings = &[("a", Access::Read), ("b", Access::Read), ("y", Access::Write)];
+const UNARY: Bindings = &[("x", Access::Read, Stored), ("y", Access::Write, Stored)];
+const BINARY: Bindings =
+    &[("a", Access::Read, Stored), ("b", Access::Read, Stored), ("y", Access::Write, Stored)];
 /// The backward of a function of one tensor: `saved` is its output where the slope follows from that, else its input.
-const SLOPE: Bindings = &[("saved", Access::Read), ("dy", Access::Read), ("dx", Access::Write)];
+const SLOPE: Bindings =
+    &[("saved", Access::Read, Stored), ("dy", Access::Read, Stored), ("dx", Access::Write, Stored)];
 
 const fn kernel(name: &'static str, bindings: Bindings, cpu: fn(&CpuArgs<'_>)) -> Kernel {
     let plan =
@@ -50,7 +54,11 @@ pub(crate) struct AddBiasParams {
 
 static ADD_BIAS_FWD: Kernel = Kernel {
     name: "add_bias_fwd_f32",
-    bindings: &[("x", Access::Read), ("bias", Access::Read), ("y", Access::Write)],
+    bindings: &[
+        ("x", Access::Read, Stored),
+        ("bias", Access::Read, F32),
+        ("y", Access::Write, Stored),
+    ],
     cpu: cpu::add_bias_fwd,
     wgsl: WGSL,
     cuda: Some(CUDA),
@@ -60,7 +68,7 @@ static ADD_BIAS_FWD: Kernel = Kernel {
 /// `a + b`, of equal shapes.
 ///
 /// # Errors
-/// [`Error::Shape`] where the shapes differ or a tensor is not f32.
+/// [`Error::Shape`] where shapes or dtypes differ or a tensor is u32.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     check_equal("add", a, b)?;
     let y = tape::add(a, b)?;
@@ -70,7 +78,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// `a * b`, element by element, of equal shapes.
 ///
 /// # Errors
-/// [`Error::Shape`] where the shapes differ or a tensor is not f32.
+/// [`Error::Shape`] where shapes or dtypes differ or a tensor is u32.
 pub fn mul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     check_equal("mul", a, b)?;
     let y = product(a, b)?;
@@ -83,14 +91,14 @@ pub fn mul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 }
 
 fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let y = Tensor::empty(a.device(), a.shape())?;
+    let y = a.empty_like()?;
     MUL_FWD.launch(&Params { len: a.numel() as u32 }, &[a, b, &y])?;
     Ok(y)
 }
 
 fn check_equal(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
-    require_f32(op, "a", a)?;
-    require_f32(op, "b", b)?;
+    require_float(op, "a", a)?;
+    require_same(op, ("a", a), "b", b)?;
     if a.shape() == b.shape() {
         return Ok(());
     }
@@ -101,9 +109,9 @@ fn check_equal(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
 /// `x + bias`, with `bias [C]` along the last axis of `x [.., C]`.
 ///
 /// # Errors
-/// [`Error::Shape`] where the bias does not have the length of the last axis, or a tensor is not f32.
+/// [`Error::Shape`] where the bias does not have the length of the last axis, x is u32 or the bias is not f32.
 pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    require_f32("add_bias", "x", x)?;
+    require_float("add_bias", "x", x)?;
     require_f32("add_bias", "bias", bias)?;
     let channels = x.shape().last().copied().unwrap_or(0);
     if bias.shape() != [channels] {
@@ -115,7 +123,7 @@ pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         return Err(Error::shape("add_bias", message));
     }
     let p = AddBiasParams { len: x.numel() as u32, channels: channels as u32 };
-    let y = Tensor::empty(x.device(), x.shape())?;
+    let y = x.empty_like()?;
     ADD_BIAS_FWD.launch(&p, &[x, bias, &y])?;
     Ok(tape::record("add_bias", &[x, bias], y, |dy, needs| {
         Ok(vec![Some(dy.clone()), needs[1].then(|| sum_rows(dy)).transpose()?])
@@ -135,13 +143,13 @@ fn unary(
     saves: Saves,
     x: &Tensor,
 ) -> Result<Tensor> {
-    require_f32(op, "x", x)?;
+    require_float(op, "x", x)?;
     let p = Params { len: x.numel() as u32 };
-    let y = Tensor::empty(x.device(), x.shape())?;
+    let y = x.empty_like()?;
     fwd.launch(&p, &[x, &y])?;
     let saved = if saves == Saves::Input { x.detach() } else { y.clone() };
     Ok(tape::record(op, &[x], y, move |dy, _| {
-        let dx = Tensor::empty(dy.device(), dy.shape())?;
+        let dx = dy.empty_like()?;
         bwd.launch(&p, &[&saved, dy, &dx])?;
         Ok(vec![Some(dx)])
     }))
@@ -150,7 +158,7 @@ fn unary(
 /// `max(x, 0)`, any shape; NaN stays NaN.
 ///
 /// # Errors
-/// [`Error::Shape`] for a tensor that is not f32.
+/// [`Error::Shape`] for a tensor of u32.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
     unary("relu", (&RELU_FWD, &RELU_BWD), Saves::Output, x)
 }
@@ -158,7 +166,7 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
 /// `1 / (1 + e^-x)`, any shape.
 ///
 /// # Errors
-/// [`Error::Shape`] for a tensor that is not f32.
+/// [`Error::Shape`] for a tensor of u32.
 pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
     unary("sigmoid", (&SIGMOID_FWD, &SIGMOID_BWD), Saves::Output, x)
 }
@@ -166,7 +174,7 @@ pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
 /// `x * sigmoid(x)` (also called swish), any shape.
 ///
 /// # Errors
-/// [`Error::Shape`] for a tensor that is not f32.
+/// [`Error::Shape`] for a tensor of u32.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
     unary("silu", (&SILU_FWD, &SILU_BWD), Saves::Input, x)
 }
@@ -175,7 +183,7 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 /// approximation. Any shape.
 ///
 /// # Errors
-/// [`Error::Shape`] for a tensor that is not f32.
+/// [`Error::Shape`] for a tensor of u32.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     unary("gelu", (&GELU_FWD, &GELU_BWD), Saves::Input, x)
 }
@@ -189,9 +197,10 @@ fn unary_cases() -> Vec<Case> {
     ]
 }
 
-const X: &[Port] = &[Port::new("x", Layout::Image)];
-const A_B: &[Port] = &[Port::new("a", Layout::Image), Port::new("b", Layout::Image)];
-const Y: &[Port] = &[Port::new("y", Layout::Image)];
+const X: &[Port] = &[Port::new("x", Layout::Image).stored()];
+const A_B: &[Port] =
+    &[Port::new("a", Layout::Image).stored(), Port::new("b", Layout::Image).stored()];
+const Y: &[Port] = &[Port::new("y", Layout::Image).stored()];
 
 fn run_unary(op: &'static str, f: fn(&Tensor) -> Result<Tensor>, t: &Tensors) -> Result<Tensors> {
     Ok(Tensors::from([("y".into(), f(need(op, t, "x")?)?)]))
@@ -301,7 +310,7 @@ pub(crate) static MUL: OpSpec = OpSpec {
 /// Conformance of [`add_bias`].
 pub(crate) static ADD_BIAS: OpSpec = OpSpec {
     name: "add_bias",
-    inputs: &[Port::new("x", Layout::Image), Port::new("bias", Layout::Plain)],
+    inputs: &[Port::new("x", Layout::Image).stored(), Port::new("bias", Layout::Plain)],
     outputs: Y,
     attrs: &[],
     cases: || {

@@ -11,7 +11,7 @@
 use super::attention::{Passes, Problem, TableLayout, attend, check, padded, part};
 use crate::cpu::global_attention as cpu;
 use crate::error::Result;
-use crate::kernel::{Access, Kernel, Plan, params};
+use crate::kernel::{Access, F32, Kernel, Plan, params};
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
@@ -112,19 +112,19 @@ fn plan_tokens(bytes: &[u8], _: &crate::Caps) -> Plan {
 /// The first six bindings of every backward kernel, then what it writes.
 macro_rules! backward_bindings {
     ($($output:literal),+) => {
-        &[("q", READ), ("k", READ), ("v", READ), ("tables", READ), ("dy", READ), ("stats", READ), $(($output, WRITE)),+]
+        &[("q", READ, F32), ("k", READ, F32), ("v", READ, F32), ("tables", READ, F32), ("dy", READ, F32), ("stats", READ, F32), $(($output, WRITE, F32)),+]
     };
 }
 
 static FWD: Kernel = Kernel {
     name: "global_attention_fwd_f32",
     bindings: &[
-        ("q", READ),
-        ("k", READ),
-        ("v", READ),
-        ("tables", READ),
-        ("y", WRITE),
-        ("lse", WRITE),
+        ("q", READ, F32),
+        ("k", READ, F32),
+        ("v", READ, F32),
+        ("tables", READ, F32),
+        ("y", WRITE, F32),
+        ("lse", WRITE, F32),
     ],
     cpu: cpu::fwd,
     wgsl: WGSL,
@@ -174,7 +174,7 @@ static BWD_TABLES: Kernel = Kernel {
 
 static BWD_TABLES_SUM: Kernel = Kernel {
     name: "global_attention_bwd_tables_sum_f32",
-    bindings: &[("partial", READ), ("dtables", WRITE)],
+    bindings: &[("partial", READ, F32), ("dtables", WRITE, F32)],
     cpu: cpu::tables_sum,
     wgsl: WGSL,
     cuda: cuda::BWD_TABLES_SUM,

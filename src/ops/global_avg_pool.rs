@@ -4,7 +4,7 @@ use super::case::{Array, Arrays, Case, Layout, OpSpec, Port, Tensors, need};
 use super::reduce::column_chunks;
 use crate::cpu::global_avg_pool as cpu;
 use crate::error::Result;
-use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
+use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params, require_f32};
 use crate::tape;
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
@@ -22,11 +22,12 @@ pub(crate) struct GlobalAvgPoolParams {
 
 static FWD: Kernel = Kernel {
     name: "global_avg_pool_fwd_f32",
-    bindings: &[("x", Access::Read), ("y", Access::Write)],
+    bindings: &[("x", Access::Read, F32), ("y", Access::Write, F32)],
     cpu: cpu::fwd,
     wgsl: WGSL,
     cuda: Some(Cuda {
         text: cuda_text!("global_avg_pool"),
+        half: None,
         plan: |bytes, _| {
             let p: GlobalAvgPoolParams = params(bytes);
             CudaPlan::grid([p.images * column_chunks(p.channels), 1, 1], 256)
@@ -40,11 +41,12 @@ static FWD: Kernel = Kernel {
 
 static BWD: Kernel = Kernel {
     name: "global_avg_pool_bwd_f32",
-    bindings: &[("dy", Access::Read), ("dx", Access::Write)],
+    bindings: &[("dy", Access::Read, F32), ("dx", Access::Write, F32)],
     cpu: cpu::bwd,
     wgsl: WGSL,
     cuda: Some(Cuda {
         text: cuda_text!("global_avg_pool"),
+        half: None,
         plan: |bytes, _| {
             let p: GlobalAvgPoolParams = params(bytes);
             CudaPlan::items(

@@ -11,7 +11,7 @@ use super::reduce::{Blocks, GROUP, block_plan, column_plan};
 use crate::Caps;
 use crate::cpu::layer_norm as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
+use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params, require_f32};
 use crate::tape;
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
@@ -49,7 +49,7 @@ fn plan_rows(bytes: &[u8], _: &Caps) -> Plan {
 }
 
 const fn cuda(plan: fn(&[u8], &Caps) -> CudaPlan) -> Option<Cuda> {
-    Some(Cuda { text: cuda_text!("layer_norm"), plan })
+    Some(Cuda { text: cuda_text!("layer_norm"), half: None, plan })
 }
 
 /// One warp a row, eight a block.
@@ -60,11 +60,11 @@ fn cuda_rows(bytes: &[u8], _: &Caps) -> CudaPlan {
 static FWD: Kernel = Kernel {
     name: "layer_norm_fwd_f32",
     bindings: &[
-        ("x", Access::Read),
-        ("weight", Access::Read),
-        ("bias", Access::Read),
-        ("y", Access::Write),
-        ("stats", Access::Write),
+        ("x", Access::Read, F32),
+        ("weight", Access::Read, F32),
+        ("bias", Access::Read, F32),
+        ("y", Access::Write, F32),
+        ("stats", Access::Write, F32),
     ],
     cpu: cpu::fwd,
     wgsl: WGSL,
@@ -75,11 +75,11 @@ static FWD: Kernel = Kernel {
 static BWD: Kernel = Kernel {
     name: "layer_norm_bwd_f32",
     bindings: &[
-        ("x", Access::Read),
-        ("dy", Access::Read),
-        ("weight", Access::Read),
-        ("stats", Access::Read),
-        ("dx", Access::Write),
+        ("x", Access::Read, F32),
+        ("dy", Access::Read, F32),
+        ("weight", Access::Read, F32),
+        ("stats", Access::Read, F32),
+        ("dx", Access::Write, F32),
     ],
     cpu: cpu::bwd,
     wgsl: WGSL,
@@ -90,10 +90,10 @@ static BWD: Kernel = Kernel {
 static BWD_SUMS: Kernel = Kernel {
     name: "layer_norm_bwd_sums_f32",
     bindings: &[
-        ("x", Access::Read),
-        ("dy", Access::Read),
-        ("stats", Access::Read),
-        ("part", Access::Write),
+        ("x", Access::Read, F32),
+        ("dy", Access::Read, F32),
+        ("stats", Access::Read, F32),
+        ("part", Access::Write, F32),
     ],
     cpu: cpu::bwd_sums,
     wgsl: WGSL,
@@ -109,7 +109,11 @@ static BWD_SUMS: Kernel = Kernel {
 
 static BWD_FINISH: Kernel = Kernel {
     name: "layer_norm_bwd_finish_f32",
-    bindings: &[("part", Access::Read), ("dweight", Access::Write), ("dbias", Access::Write)],
+    bindings: &[
+        ("part", Access::Read, F32),
+        ("dweight", Access::Write, F32),
+        ("dbias", Access::Write, F32),
+    ],
     cpu: cpu::bwd_finish,
     wgsl: WGSL,
     cuda: cuda(|bytes, _| {

@@ -8,7 +8,7 @@
 use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
 use crate::cpu::max_pool2d as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
+use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params, require_f32};
 use crate::tape;
 use crate::tensor::{DType, Tensor};
 use bytemuck::{Pod, Zeroable};
@@ -55,11 +55,16 @@ pub(crate) struct MaxPool2dParams {
 
 static FWD: Kernel = Kernel {
     name: "max_pool2d_fwd_f32",
-    bindings: &[("x", Access::Read), ("y", Access::Write), ("places", Access::Write)],
+    bindings: &[
+        ("x", Access::Read, F32),
+        ("y", Access::Write, F32),
+        ("places", Access::Write, F32),
+    ],
     cpu: cpu::fwd,
     wgsl: WGSL,
     cuda: Some(Cuda {
         text: cuda_text!("max_pool2d"),
+        half: None,
         plan: |bytes, _| CudaPlan::items(out_len(&params(bytes)), 4, 256),
     }),
     plan: |bytes, _| {
@@ -71,11 +76,16 @@ static FWD: Kernel = Kernel {
 
 static BWD: Kernel = Kernel {
     name: "max_pool2d_bwd_f32",
-    bindings: &[("dy", Access::Read), ("places", Access::Read), ("dx", Access::Write)],
+    bindings: &[
+        ("dy", Access::Read, F32),
+        ("places", Access::Read, F32),
+        ("dx", Access::Write, F32),
+    ],
     cpu: cpu::bwd,
     wgsl: WGSL,
     cuda: Some(Cuda {
         text: cuda_text!("max_pool2d"),
+        half: None,
         plan: |bytes, _| {
             let p: MaxPool2dParams = params(bytes);
             CudaPlan::items([p.n, p.h, p.w, p.c].iter().map(|&v| v as usize).product(), 4, 256)

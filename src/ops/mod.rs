@@ -5,6 +5,7 @@ pub(crate) mod attention;
 pub(crate) mod attention_rows;
 pub(crate) mod batch_norm;
 pub mod case;
+pub(crate) mod cast;
 pub(crate) mod conv2d;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
@@ -18,8 +19,10 @@ pub(crate) mod max_pool2d;
 pub(crate) mod optim_step;
 pub(crate) mod reduce;
 pub(crate) mod softmax;
+pub(crate) mod tensor_cores;
 
 pub use batch_norm::{Activation, BatchNorm, batch_norm};
+pub use cast::cast;
 pub use conv2d::{Conv2d, conv2d};
 pub use cross_entropy::{CrossEntropy, class_labels, cross_entropy};
 pub use dropout::dropout;
@@ -38,6 +41,8 @@ use case::OpSpec;
 /// Every op that has conformance cases.
 pub fn specs() -> Vec<&'static OpSpec> {
     vec![
+        &cast::SPEC,
+        &tensor_cores::SPEC,
         &elementwise::RELU,
         &elementwise::SIGMOID,
         &elementwise::SILU,

@@ -18,7 +18,7 @@
 use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
 use crate::cpu::optim_step as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
+use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params, require_f32};
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
@@ -97,15 +97,16 @@ pub(crate) struct AdamWParams {
 static SGD: Kernel = Kernel {
     name: "sgd_step_f32",
     bindings: &[
-        ("grad", Access::Read),
-        ("mask", Access::Read),
-        ("param", Access::ReadWrite),
-        ("momentum", Access::ReadWrite),
+        ("grad", Access::Read, F32),
+        ("mask", Access::Read, F32),
+        ("param", Access::ReadWrite, F32),
+        ("momentum", Access::ReadWrite, F32),
     ],
     cpu: cpu::sgd,
     wgsl: WGSL,
     cuda: Some(Cuda {
         text: cuda_text!("optim_step"),
+        half: None,
         plan: |bytes, _| CudaPlan::items(params::<SgdParams>(bytes).len as usize, 4, 256),
     }),
     plan: |bytes, _| Plan::items(params::<SgdParams>(bytes).len as usize, 256),
@@ -114,16 +115,17 @@ static SGD: Kernel = Kernel {
 static ADAMW: Kernel = Kernel {
     name: "adamw_step_f32",
     bindings: &[
-        ("grad", Access::Read),
-        ("mask", Access::Read),
-        ("param", Access::ReadWrite),
-        ("mean", Access::ReadWrite),
-        ("square", Access::ReadWrite),
+        ("grad", Access::Read, F32),
+        ("mask", Access::Read, F32),
+        ("param", Access::ReadWrite, F32),
+        ("mean", Access::ReadWrite, F32),
+        ("square", Access::ReadWrite, F32),
     ],
     cpu: cpu::adamw,
     wgsl: WGSL,
     cuda: Some(Cuda {
         text: cuda_text!("optim_step"),
+        half: None,
         plan: |bytes, _| CudaPlan::items(params::<AdamWParams>(bytes).len as usize, 4, 256),
     }),
     plan: |bytes, _| Plan::items(params::<AdamWParams>(bytes).len as usize, 256),

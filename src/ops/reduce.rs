@@ -2,7 +2,7 @@
 
 use crate::cpu::reduce as cpu;
 use crate::error::Result;
-use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params};
+use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params};
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
@@ -66,11 +66,12 @@ pub(crate) struct SumRowsParams {
 
 static SUM_ROWS: Kernel = Kernel {
     name: "sum_rows_fwd_f32",
-    bindings: &[("x", Access::Read), ("sum", Access::Write)],
+    bindings: &[("x", Access::Read, F32), ("sum", Access::Write, F32)],
     cpu: cpu::sum_rows_fwd,
     wgsl: include_str!("../../shaders/reduce.wgsl"),
     cuda: Some(Cuda {
         text: cuda_text!("reduce"),
+        half: None,
         plan: |bytes, _| {
             let p: SumRowsParams = params(bytes);
             column_plan(p.channels, p.blocks)

@@ -4,7 +4,7 @@ use super::case::{Array, Arrays, Case, Layout, OpSpec, Port, Tensors, need};
 use crate::Caps;
 use crate::cpu::softmax as cpu;
 use crate::error::Result;
-use crate::kernel::{Access, Cuda, CudaPlan, Kernel, Plan, cuda_text, params, require_f32};
+use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params, require_f32};
 use crate::tape;
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
@@ -26,13 +26,14 @@ fn plan(bytes: &[u8], _: &Caps) -> Plan {
 
 const CUDA: Option<Cuda> = Some(Cuda {
     text: cuda_text!("softmax"),
+    half: None,
     // One warp a row, eight a block.
     plan: |bytes, _| CudaPlan::items(params::<SoftmaxParams>(bytes).rows as usize * 32, 1, 256),
 });
 
 static FWD: Kernel = Kernel {
     name: "softmax_fwd_f32",
-    bindings: &[("x", Access::Read), ("y", Access::Write)],
+    bindings: &[("x", Access::Read, F32), ("y", Access::Write, F32)],
     cpu: cpu::fwd,
     wgsl: WGSL,
     cuda: CUDA,
@@ -41,7 +42,7 @@ static FWD: Kernel = Kernel {
 
 static BWD: Kernel = Kernel {
     name: "softmax_bwd_f32",
-    bindings: &[("y", Access::Read), ("dy", Access::Read), ("dx", Access::Write)],
+    bindings: &[("y", Access::Read, F32), ("dy", Access::Read, F32), ("dx", Access::Write, F32)],
     cpu: cpu::bwd,
     wgsl: WGSL,
     cuda: CUDA,

@@ -7,6 +7,7 @@ mod dtype;
 pub mod philox;
 
 pub use dtype::DType;
+pub(crate) use dtype::{narrow, widen};
 
 use crate::backend::{Buffer, Device};
 use crate::error::{Error, Result};
@@ -87,12 +88,44 @@ impl Tensor {
         Self::uninit(device, shape, DType::F32)
     }
 
+    /// A tensor of this one's shape, dtype and device whose elements are not yet written.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when memory runs out.
+    pub fn empty_like(&self) -> Result<Self> {
+        Self::uninit(self.device(), self.shape(), self.dtype())
+    }
+
     /// A tensor with the given elements, row-major.
     ///
     /// # Errors
     /// [`Error::Shape`] where `data` does not fill `shape`; else as [`Tensor::uninit`].
     pub fn from_f32(device: &Device, shape: &[usize], data: &[f32]) -> Result<Self> {
         Self::from_slice(device, shape, DType::F32, data)
+    }
+
+    /// A tensor with the given elements, row-major, each rounded to the nearest that `dtype` (f32, f16 or bf16) has.
+    ///
+    /// # Errors
+    /// As [`Tensor::from_f32`], and [`Error::Shape`] where `dtype` is u32.
+    pub fn from_f32_as(
+        device: &Device,
+        shape: &[usize],
+        dtype: DType,
+        data: &[f32],
+    ) -> Result<Self> {
+        match dtype {
+            DType::F32 => Self::from_f32(device, shape, data),
+            DType::U32 => Err(Error::shape(
+                "tensor",
+                "f32 elements cannot be stored as u32; use Tensor::from_u32",
+            )),
+            DType::F16 | DType::BF16 => {
+                let mut bits = vec![0u16; data.len()];
+                narrow(dtype, data, &mut bits);
+                Self::from_slice(device, shape, dtype, &bits)
+            }
+        }
     }
 
     /// A tensor of labels or indices.
@@ -262,12 +295,15 @@ impl Tensor {
         Ok(tape::record("reshape", &[self], y, move |dy, _| Ok(vec![Some(dy.reshape(&from)?)])))
     }
 
-    /// Copies the elements to the host.
+    /// Copies the elements to the host; those in half precision are widened, which changes no value.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a tensor of another dtype, [`Error::Device`] when the device is lost.
+    /// [`Error::Shape`] for a tensor of u32, [`Error::Device`] when the device is lost.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
-        self.to_host(DType::F32)
+        match self.dtype().is_half() {
+            true => Ok(widen(self.dtype(), &self.to_host(self.dtype())?)),
+            false => self.to_host(DType::F32),
+        }
     }
 
     /// Copies labels or indices to the host.

@@ -1,6 +1,7 @@
 //! Whether what a device gave is what was expected.
 
 use crate::ops::case::Array;
+use crate::tensor::DType;
 
 /// How far a value may be off: `|got - want| <= rtol * |want| + atol`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,6 +27,16 @@ impl Tolerance {
     pub const DEFAULT: Self = Self { rtol: 1e-4, atol: Atol::OfLargest(1e-5) };
     /// What a model's case file gets that names none: rounding adds up over its layers.
     pub const MODEL: Self = Self { rtol: 1e-4, atol: Atol::OfLargest(1e-4) };
+}
+
+impl Tolerance {
+    /// What half precision gets: four units of its rounding beside each value, and four of the largest (a sum of rounded terms
+    /// is off by the size of its terms); more where the f32 tolerance is more than usual.
+    pub fn half(f32: Self, precision: DType) -> Self {
+        let unit = 4.0 * precision.epsilon();
+        let more = f32.rtol / Self::DEFAULT.rtol;
+        Self { rtol: unit * more.max(1.0), atol: Atol::OfLargest(unit * more.max(1.0)) }
+    }
 }
 
 /// What a comparison found.

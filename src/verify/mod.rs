@@ -17,6 +17,7 @@ use crate::backend::{Device, device_reports};
 use crate::error::{Error, Result};
 use crate::ops::case::{Arrays, OpSpec};
 use crate::ops::specs;
+use crate::tensor::DType;
 use model::ModelTrial;
 use std::path::{Path, PathBuf};
 use trial::{Results, Trial};
@@ -39,6 +40,9 @@ pub struct Options {
     /// Only the case files, not the built-in cases
     #[arg(long, requires = "cases")]
     pub no_builtin: bool,
+    /// Types of storage to try the built-in cases in: all, or a list such as f32,bf16
+    #[arg(long, value_name = "LIST", default_value = "all")]
+    pub precision: String,
     /// Only this op
     #[arg(long, value_name = "NAME")]
     pub op: Option<String>,
@@ -113,12 +117,17 @@ pub fn run_ops(
     }
     let (devices, mut outcome) = open_devices(options)?;
     let wanted = |spec: &&OpSpec| !options.no_builtin && only.is_none_or(|op| op == spec.name);
-    for spec in ops.iter().copied().filter(wanted) {
-        progress(spec.name);
-        for case in (spec.cases)() {
-            match Trial::built_in(spec, &case) {
-                Ok(trial) => try_on(&devices, &Subject::Op(trial), &mut outcome),
-                Err(e) => outcome.records.push(broken(spec.name, &case.label, &e)),
+    for precision in precisions(&options.precision)? {
+        // A device without 16-bit kernels has nothing to try then; the table says so by a dash.
+        let able = |d: &&Device| precision == DType::F32 || d.caps().half;
+        let devices: Vec<Device> = devices.iter().filter(able).cloned().collect();
+        for spec in ops.iter().copied().filter(wanted).filter(|spec| spec.has(precision)) {
+            progress(spec.name);
+            for case in (spec.cases)() {
+                match Trial::built_in(spec, &case, precision) {
+                    Ok(trial) => try_on(&devices, &Subject::Op(trial), &mut outcome),
+                    Err(e) => outcome.records.push(broken(spec.name, &case.label, &e)),
+                }
             }
         }
     }
@@ -133,6 +142,24 @@ pub fn run_ops(
             .map_err(|e| Error::io(path, e))?;
     }
     Ok(outcome)
+}
+
+/// The types of a list with commas; all for an empty one.
+fn precisions(list: &str) -> Result<Vec<DType>> {
+    const ALL: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+    let mut wanted = Vec::new();
+    for name in names(list) {
+        match ALL.into_iter().find(|dtype| dtype.suffix() == name) {
+            _ if name == "all" => wanted.extend(ALL),
+            Some(dtype) => wanted.push(dtype),
+            None => {
+                let message =
+                    format!("--precision '{name}': expected all, or a list of f32, f16, bf16");
+                return Err(Error::usage(message));
+            }
+        }
+    }
+    Ok(wanted)
 }
 
 fn check_file(
@@ -204,8 +231,8 @@ impl Subject {
     /// Runs the case twice and compares the first run with the expectation and the second with the first.
     fn check(&self, device: &Device) -> Record {
         let (op, label, expected, tolerance) = match self {
-            Self::Op(t) => (t.spec.name, &t.label, &t.expected, t.tolerance),
-            Self::Model(t) => (MODEL, &t.label, &t.expected, t.tolerance),
+            Self::Op(t) => (t.name(), &t.label, &t.expected, t.tolerance),
+            Self::Model(t) => (MODEL.to_string(), &t.label, &t.expected, t.tolerance),
         };
         let (error, failure) = match self.run(device) {
             Ok(first) => {
@@ -218,7 +245,7 @@ impl Subject {
             }
             Err(e) => (f64::INFINITY, Some(e.to_string())),
         };
-        Record { op: op.into(), device: device.name().into(), case: label.clone(), error, failure }
+        Record { op, device: device.name().into(), case: label.clone(), error, failure }
     }
 }
 
@@ -327,7 +354,7 @@ fn names(list: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::{Access, CpuArgs, Kernel, Plan};
+    use crate::kernel::{Access, CpuArgs, F32, Kernel, Plan};
     use crate::ops::case::{Array, Attrs, Case, Layout, Port, Tensors};
     use crate::ops::{add, relu};
     use crate::tape;
@@ -356,7 +383,7 @@ mod tests {
     /// The failure of an op's one case on the CPU.
     fn fault(run: fn(&Attrs, &Tensors) -> Result<Tensors>) -> Option<String> {
         let spec = spec(run);
-        let trial = Trial::built_in(spec, &(spec.cases)()[0]).unwrap();
+        let trial = Trial::built_in(spec, &(spec.cases)()[0], DType::F32).unwrap();
         Subject::Op(trial).check(&Device::cpu()).failure
     }
 
@@ -368,7 +395,7 @@ mod tests {
     fn launch(y: &Tensor, cpu: fn(&CpuArgs<'_>)) -> Result<()> {
         let kernel = Kernel {
             name: "faulty_fwd_f32",
-            bindings: &[("y", Access::ReadWrite)],
+            bindings: &[("y", Access::ReadWrite, F32)],
             cpu,
             wgsl: "",
             cuda: None,

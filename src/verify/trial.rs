@@ -5,8 +5,8 @@ use super::compare::{Atol, Tolerance, same_shape};
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::ops::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors};
-use crate::tensor::Tensor;
 use crate::tensor::philox::Philox;
+use crate::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 /// A case of an op: what goes in, what should come out. All arrays in the crate's layouts.
@@ -14,6 +14,8 @@ pub(crate) struct Trial {
     pub(crate) spec: &'static OpSpec,
     pub(crate) label: String,
     pub(crate) attrs: Attrs,
+    /// How the tensors of stored ports are stored.
+    pub(crate) precision: DType,
     pub(crate) inputs: Arrays,
     /// Upstream gradients by output.
     pub(crate) upstream: Arrays,
@@ -34,8 +36,16 @@ pub(crate) struct Results {
 impl Trial {
     /// A built-in case. Expected outputs come from the op's f64 reference; gradients from the reference by finite
     /// differences, or for larger cases from the op on the CPU.
-    pub(crate) fn built_in(spec: &'static OpSpec, case: &Case) -> Result<Self> {
-        let inputs = case.arrays();
+    ///
+    /// In half precision the inputs are rounded first, so that what is told from the expectation is the op's own rounding;
+    /// gradients come from the CPU in f32.
+    pub(crate) fn built_in(spec: &'static OpSpec, case: &Case, precision: DType) -> Result<Self> {
+        let mut inputs = case.arrays();
+        for port in spec.inputs {
+            if let Some(array) = inputs.get_mut(port.name) {
+                *array = array.rounded(port.dtype(precision));
+            }
+        }
         let mut outputs = (spec.reference)(&case.attrs, &inputs)?;
         let upstream: Arrays = spec
             .outputs
@@ -43,7 +53,8 @@ impl Trial {
             .enumerate()
             .filter(|(_, port)| port.grad)
             .filter_map(|(i, port)| {
-                Some((port.name.to_string(), noise(&outputs.get(port.name)?.shape, i as u32)))
+                let noise = noise(&outputs.get(port.name)?.shape, i as u32);
+                Some((port.name.to_string(), noise.rounded(port.dtype(precision))))
             })
             .collect();
         outputs.retain(|name, _| spec.outputs.iter().any(|port| port.name == name));
@@ -51,13 +62,19 @@ impl Trial {
             spec,
             label: case.label.clone(),
             attrs: case.attrs.clone(),
+            precision: DType::F32,
             inputs,
             upstream,
             expected: Results { outputs, ..Results::default() },
             tolerance: Tolerance { rtol: case.rtol, atol: Atol::OfLargest(case.atol) },
         };
         if !trial.upstream.is_empty() {
-            trial.expected.gradients = trial.expected_gradients(case.gradcheck)?;
+            let gradcheck = case.gradcheck && precision == DType::F32;
+            trial.expected.gradients = trial.expected_gradients(gradcheck)?;
+        }
+        if precision != DType::F32 {
+            trial.precision = precision;
+            trial.tolerance = Tolerance::half(trial.tolerance, precision);
         }
         Ok(trial)
     }
@@ -162,7 +179,16 @@ impl Trial {
         };
         let (label, attrs) = (file.label(), file.attrs.clone());
         let expected = Results { outputs, gradients, ..Results::default() };
-        Ok(Self { spec, label, attrs, inputs, upstream, expected, tolerance })
+        let precision = DType::F32;
+        Ok(Self { spec, label, attrs, precision, inputs, upstream, expected, tolerance })
+    }
+
+    /// The op, and the precision where that is not f32: a row of the report's table.
+    pub(crate) fn name(&self) -> String {
+        match self.precision {
+            DType::F32 => self.spec.name.into(),
+            half => format!("{} {}", self.spec.name, half.suffix()),
+        }
     }
 
     /// Runs forward, and backward to the inputs whose gradients are expected.
@@ -191,7 +217,7 @@ impl Trial {
                 return Err(Error::shape(self.spec.name, message));
             }
             let dy = Array { shape: y.shape().to_vec(), data: dy.data.clone() };
-            let grads = y.backward_with(&dy.to_tensor(device, Layout::Plain)?)?;
+            let grads = y.backward_with(&dy.to_tensor(device, Layout::Plain, y.dtype())?)?;
             device.check_guards()?;
             for name in wanted {
                 let grad = grads.get(&inputs[*name]).ok_or_else(|| {
@@ -211,7 +237,7 @@ impl Trial {
         let mut tensors = Tensors::new();
         for port in self.spec.inputs {
             if let Some(array) = self.inputs.get(port.name) {
-                let t = array.to_tensor(device, port.layout)?;
+                let t = array.to_tensor(device, port.layout, port.dtype(self.precision))?;
                 let t = if wanted.contains(&port.name) { t.requires_grad() } else { t };
                 tensors.insert(port.name.into(), t);
             }

@@ -12,7 +12,7 @@ fn forced(kernel: &'static Kernel, plan: fn(&[u8], &Caps) -> CudaPlan) -> &'stat
         bindings: kernel.bindings,
         cpu: kernel.cpu,
         wgsl: kernel.wgsl,
-        cuda: Some(Cuda { text: cuda_text!("conv2d"), plan }),
+        cuda: Some(Cuda { text: cuda_text!("conv2d"), half: None, plan }),
         plan: kernel.plan,
     }))
 }

@@ -33,6 +33,7 @@ fn tiles(p: &GlobalAttentionParams, copies: u32, entries: [&'static str; 3]) -> 
 
 pub(super) const FWD: Option<Cuda> = Some(Cuda {
     text: FORWARD,
+    half: None,
     plan: |bytes, _: &Caps| {
         let entries = ["", "global_attention_fwd_d64_f32", "global_attention_fwd_d128_f32"];
         tiles(&params(bytes), 1, entries)
@@ -42,6 +43,7 @@ pub(super) const FWD: Option<Cuda> = Some(Cuda {
 /// Maps of one tile.
 pub(super) const BWD: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
+    half: None,
     plan: |bytes, _| {
         let entries = ["", "global_attention_bwd_d64_f32", "global_attention_bwd_d128_f32"];
         tiles(&params(bytes), 2, entries)
@@ -50,6 +52,7 @@ pub(super) const BWD: Option<Cuda> = Some(Cuda {
 
 pub(super) const BWD_DQ: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
+    half: None,
     plan: |bytes, _| {
         let entries = ["", "global_attention_bwd_dq_d64_f32", "global_attention_bwd_dq_d128_f32"];
         tiles(&params(bytes), 2, entries)
@@ -58,6 +61,7 @@ pub(super) const BWD_DQ: Option<Cuda> = Some(Cuda {
 
 pub(super) const BWD_DKV: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
+    half: None,
     plan: |bytes, _| {
         let entries = ["", "global_attention_bwd_dkv_d64_f32", "global_attention_bwd_dkv_d128_f32"];
         tiles(&params(bytes), 1, entries)
@@ -67,6 +71,7 @@ pub(super) const BWD_DKV: Option<Cuda> = Some(Cuda {
 /// A warp an offset.
 pub(super) const BWD_TABLES: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
+    half: None,
     plan: |bytes, _| {
         let p: GlobalAttentionParams = params(bytes);
         CudaPlan::items(32 * p.pieces as usize * p.layout().partial_rows(), 1, THREADS)
@@ -75,6 +80,7 @@ pub(super) const BWD_TABLES: Option<Cuda> = Some(Cuda {
 
 pub(super) const BWD_TABLES_SUM: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
+    half: None,
     plan: |bytes, _| {
         let p: GlobalAttentionParams = params(bytes);
         CudaPlan::items(p.layout().offsets()[3], 1, THREADS)

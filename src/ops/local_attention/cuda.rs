@@ -29,6 +29,7 @@ fn groups(bytes: &[u8], floats: u32, entries: [&'static str; 4]) -> CudaPlan {
 
 pub(super) const FWD: Option<Cuda> = Some(Cuda {
     text: FORWARD,
+    half: None,
     plan: |bytes, _: &Caps| {
         let entries = [
             "",
@@ -42,6 +43,7 @@ pub(super) const FWD: Option<Cuda> = Some(Cuda {
 
 pub(super) const BWD: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
+    half: None,
     plan: |bytes, _| {
         let entries = [
             "",
@@ -55,6 +57,7 @@ pub(super) const BWD: Option<Cuda> = Some(Cuda {
 
 pub(super) const BWD_DQ: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
+    half: None,
     plan: |bytes, _| {
         let entries = [
             "",
@@ -68,6 +71,7 @@ pub(super) const BWD_DQ: Option<Cuda> = Some(Cuda {
 
 pub(super) const BWD_DKV: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
+    half: None,
     plan: |bytes, _| {
         let entries = [
             "",
@@ -82,6 +86,7 @@ pub(super) const BWD_DKV: Option<Cuda> = Some(Cuda {
 /// A warp an offset.
 pub(super) const BWD_TABLES: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
+    half: None,
     plan: |bytes, _| {
         let p: LocalAttentionParams = params(bytes);
         CudaPlan::items(32 * p.pieces as usize * p.layout().partial_rows(), 1, 256)
@@ -90,6 +95,7 @@ pub(super) const BWD_TABLES: Option<Cuda> = Some(Cuda {
 
 pub(super) const BWD_TABLES_SUM: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
+    half: None,
     plan: |bytes, _| {
         let p: LocalAttentionParams = params(bytes);
         CudaPlan::items(p.layout().offsets()[3], 1, 256)

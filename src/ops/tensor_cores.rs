@@ -1,0 +1,66 @@
+//! The instructions of `kernels/tensor_cores.cuh`, each alone: no op of a model, but conformance cases for `attn2d verify`,
+//! which compare the hardware's and the emulated device's idea of them with plain loops.
+
+use super::case::{Array, Arrays, Case, Layout, OpSpec, Port, Tensors, need};
+use crate::kernel::{Access, CpuArgs, Cuda, CudaPlan, F32, Kernel, Plan, Stored, cuda_text};
+use crate::tensor::Tensor;
+
+const OP: &str = "tensor_cores";
+
+static KERNEL: Kernel = Kernel {
+    name: "tensor_cores_f32",
+    bindings: &[
+        ("a", Access::Read, Stored),
+        ("b", Access::Read, Stored),
+        ("product", Access::Write, F32),
+        ("shifted", Access::Write, Stored),
+    ],
+    cpu,
+    wgsl: "",
+    cuda: Some(Cuda {
+        text: cuda_text!("tensor_cores_mma"),
+        half: None,
+        plan: |_, _| CudaPlan::grid([1, 1, 1], 32),
+    }),
+    plan: |_, _| Plan::items(1, 1),
+};
+
+fn cpu(args: &CpuArgs<'_>) {
+    let (a, b, product, shifted) = (args.f32(0), args.f32(1), args.f32_mut(2), args.f32_mut(3));
+    for (i, sum) in product.iter_mut().enumerate() {
+        *sum = (0..16).map(|k| a[i / 8 * 16 + k] * b[k * 8 + i % 8]).sum();
+    }
+    shifted[..16].fill(0.0);
+    shifted[16..].copy_from_slice(&a[..15 * 16]);
+}
+
+/// product = a b and shifted = a, a row down, with a `[16, 16]` and b `[16, 8]`.
+pub(crate) static SPEC: OpSpec = OpSpec {
+    name: OP,
+    inputs: &[
+        Port::new("a", Layout::Plain).half_only().no_grad(),
+        Port::new("b", Layout::Plain).half_only().no_grad(),
+    ],
+    outputs: &[
+        Port::new("product", Layout::Plain).no_grad(),
+        Port::new("shifted", Layout::Plain).half_only().no_grad(),
+    ],
+    attrs: &[],
+    cases: || vec![Case::new("each alone").normal("a", &[16, 16]).normal("b", &[16, 8])],
+    run: |_, t: &Tensors| {
+        let (a, b) = (need(OP, t, "a")?, need(OP, t, "b")?);
+        let product = Tensor::empty(a.device(), &[16, 8])?;
+        let shifted = a.empty_like()?;
+        KERNEL.launch(&0u32, &[a, b, &product, &shifted])?;
+        Ok(Tensors::from([("product".into(), product), ("shifted".into(), shifted)]))
+    },
+    reference: |_, arrays: &Arrays| {
+        let (a, b) = (need(OP, arrays, "a")?, need(OP, arrays, "b")?);
+        let (mut product, mut shifted) = (Array::zeros(&[16, 8]), Array::zeros(&[16, 16]));
+        for (i, j) in (0..16 * 8).map(|at| (at / 8, at % 8)) {
+            product.set(&[i, j], (0..16).map(|k| a.get(&[i, k]) * b.get(&[k, j])).sum());
+        }
+        shifted.data[16..].copy_from_slice(&a.data[..15 * 16]);
+        Ok(Arrays::from([("product".into(), product), ("shifted".into(), shifted)]))
+    },
+};
