@@ -112,16 +112,3 @@ KERNEL(256) OF(gelu_bwd)(Params p, const Real *x, const Real *dy, Real *dx) {
         return dy * (normal_cdf(x) + x * density);
     });
 }
-
-// To and from f32: four elements a thread.
-KERNEL(256) OF(cast_to)(Params p, const float *x, Real *y) {
-    u32 i = 4 * flat_id();
-    if (i + 4 <= p.len) store(y + i, load<4>(x + i));
-    else for (; i < p.len; i++) y[i] = rounded<Real>(x[i]);
-}
-
-KERNEL(256) OF(cast_from)(Params p, const Real *x, float *y) {
-    u32 i = 4 * flat_id();
-    if (i + 4 <= p.len) store(y + i, load<4>(x + i));
-    else for (; i < p.len; i++) y[i] = to_float(x[i]);
-}

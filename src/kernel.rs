@@ -190,6 +190,13 @@ impl Kernel {
     /// [`Error::Device`] where the device refuses (out of memory, lost, a kernel that does not compile).
     pub fn launch<P: Pod>(&'static self, params: &P, bindings: &[&Tensor]) -> Result<()> {
         let (device, stored) = self.check(bindings)?;
+        if stored.is_half() && !device.caps().half {
+            let (name, stored) = (self.name, stored.suffix());
+            let message = format!(
+                "{name}: this device has no {stored} kernels; use f32, the cpu, or a CUDA GPU of compute capability 8.0 or more"
+            );
+            return Err(Error::device(device.name(), message));
+        }
         let slots: Vec<Slot<'_>> = bindings
             .iter()
             .zip(self.bindings)

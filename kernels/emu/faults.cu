@@ -1,6 +1,6 @@
 // Kernels with one fault each, for the tests of the emulated device (src/backend/cuda_emu.rs). They are compiled for nothing else.
 
-#include "../common.cuh"
+#include "../tensor_cores.cuh"
 
 struct FaultParams { u32 len; };
 
@@ -110,4 +110,31 @@ KERNEL(64) fault_dynamic_f32(FaultParams p, const float *x, float *y) {
 KERNEL(64) fault_division_u32(FaultParams p, const float *x, float *y) {
     u32 i = flat_id();
     if (i < p.len) y[i] = x[i] + float(i / (p.len - 100));
+}
+
+// Uses what an asynchronous copy brings before it has waited for it.
+KERNEL(64) fault_unwaited_f32(FaultParams p, const float *x, float *y) {
+    SMEM(float, tile, 64 * 4);
+    u32 i = flat_id();
+    copy_async(tile + 4 * threadIdx.x, x + 4 * (threadIdx.x % 16), true);
+    copy_async_commit();
+    if (i < p.len) y[i] = x[i] + fmaxf(tile[4 * threadIdx.x], 1.0f);
+}
+
+// Copies to an address that is no multiple of 16.
+KERNEL(64) fault_misaligned_f32(FaultParams p, const float *x, float *y) {
+    SMEM(float, tile, 64 * 4 + 1);
+    u32 i = flat_id();
+    copy_async(tile + 4 * threadIdx.x + 1, x, true);
+    copy_async_commit();
+    copy_async_wait(0);
+    if (i < p.len) y[i] = x[i] + 0.0f * tile[4];
+}
+
+// A lane that does not take part in its warp's product.
+KERNEL(64) fault_lane_missing_f32(FaultParams p, const float *x, float *y) {
+    u32 i = flat_id(), a[4] = {}, b[2] = {};
+    float c[4] = {};
+    if (threadIdx.x != 40) mma16(c, a, b, f16{});
+    if (i < p.len) y[i] = x[i] + c[0];
 }

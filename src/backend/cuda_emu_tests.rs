@@ -64,9 +64,17 @@ fn barriers_not_reached_by_all_threads_are_found() {
 
 #[test]
 fn races_and_memory_that_nobody_wrote_are_found() {
-    for name in ["fault_unwritten_f32", "fault_race_f32", "fault_blocks_race_f32"] {
+    for name in
+        ["fault_unwritten_f32", "fault_race_f32", "fault_blocks_race_f32", "fault_unwaited_f32"]
+    {
         fault(name, &["under the schedule forward", "'y' element"]);
     }
+}
+
+#[test]
+fn wrong_use_of_tensor_cores_and_copies_is_found() {
+    fault("fault_misaligned_f32", &["thread 0", "no multiple of 16", "faults.cu:"]);
+    fault("fault_lane_missing_f32", &["waits for lanes that do not come", "faults.cu:"]);
 }
 
 #[test]

@@ -38,12 +38,6 @@ impl Launch {
         let entry = entry_for(kernel.entry_of(plan.entry), stored);
         let refuse =
             |what: String| Err(Error::device(&caps.name, format!("kernel {entry}: {what}")));
-        if stored != DType::F32 && !caps.half {
-            return refuse(format!(
-                "{} takes a GPU of compute capability 8.0 or more; use f32",
-                stored.suffix()
-            ));
-        }
         if plan == CudaPlan::REFUSED {
             let file = text.name;
             return refuse(format!(

@@ -495,18 +495,10 @@ impl Backend for WgpuBackend {
     fn launch(
         &self,
         kernel: &'static Kernel,
-        stored: DType,
+        _stored: DType,
         params: &[u8],
         slots: &[Slot<'_>],
     ) -> Result<()> {
-        if stored != DType::F32 {
-            let message = format!(
-                "{}: there is no {} version of it in WGSL; use f32, or a cpu or cuda device",
-                kernel.name,
-                stored.suffix()
-            );
-            return Err(Error::device(&self.caps.name, message));
-        }
         let plan = (kernel.plan)(params, &self.caps);
         let mut state = self.state();
         let entry = kernel.entry_of(plan.entry);

@@ -23,5 +23,6 @@ pub(crate) mod reduce;
 pub(crate) mod rows;
 pub(crate) mod simd;
 pub(crate) mod softmax;
+pub(crate) mod tensor_cores;
 pub(crate) mod threads;
 pub(crate) mod vmath;

@@ -19,7 +19,7 @@ struct CastParams {
 }
 
 const CUDA: Option<Cuda> = Some(Cuda {
-    text: cuda_text!("elementwise"),
+    text: cuda_text!("cast"),
     half: None,
     plan: |bytes, _| CudaPlan::items(params::<CastParams>(bytes).len as usize, 4, 256),
 });

@@ -2,7 +2,8 @@
 //! which compare the hardware's and the emulated device's idea of them with plain loops.
 
 use super::case::{Array, Arrays, Case, Layout, OpSpec, Port, Tensors, need};
-use crate::kernel::{Access, CpuArgs, Cuda, CudaPlan, F32, Kernel, Plan, Stored, cuda_text};
+use crate::cpu::tensor_cores as cpu;
+use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, Stored, cuda_text};
 use crate::tensor::Tensor;
 
 const OP: &str = "tensor_cores";
@@ -15,7 +16,7 @@ static KERNEL: Kernel = Kernel {
         ("product", Access::Write, F32),
         ("shifted", Access::Write, Stored),
     ],
-    cpu,
+    cpu: cpu::each,
     wgsl: "",
     cuda: Some(Cuda {
         text: cuda_text!("tensor_cores_mma"),
@@ -24,15 +25,6 @@ static KERNEL: Kernel = Kernel {
     }),
     plan: |_, _| Plan::items(1, 1),
 };
-
-fn cpu(args: &CpuArgs<'_>) {
-    let (a, b, product, shifted) = (args.f32(0), args.f32(1), args.f32_mut(2), args.f32_mut(3));
-    for (i, sum) in product.iter_mut().enumerate() {
-        *sum = (0..16).map(|k| a[i / 8 * 16 + k] * b[k * 8 + i % 8]).sum();
-    }
-    shifted[..16].fill(0.0);
-    shifted[16..].copy_from_slice(&a[..15 * 16]);
-}
 
 /// product = a b and shifted = a, a row down, with a `[16, 16]` and b `[16, 8]`.
 pub(crate) static SPEC: OpSpec = OpSpec {
