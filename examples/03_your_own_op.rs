@@ -6,7 +6,7 @@
 //! attention logits, "Gemma 2", 2024). An op consists of a parameter block, one kernel a pass for each kind of device, a
 //! function that checks, launches and records the backward, and a description of how to try it.
 
-use attn2d::kernel::{Access, CpuArgs, Kernel, Plan, params};
+use attn2d::kernel::{Access, CpuArgs, F32, Kernel, Plan, params};
 use attn2d::ops::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
 use attn2d::{Caps, Device, Error, Result, Tensor, tape, verify};
 use bytemuck::{Pod, Zeroable};
@@ -72,7 +72,7 @@ fn plan(bytes: &[u8], _: &Caps) -> Plan {
 
 static FWD: Kernel = Kernel {
     name: "soft_cap_fwd_f32",
-    bindings: &[("x", Access::Read), ("y", Access::Write)],
+    bindings: &[("x", Access::Read, F32), ("y", Access::Write, F32)],
     cpu: cpu_fwd,
     wgsl: WGSL,
     cuda: None,
@@ -81,7 +81,7 @@ static FWD: Kernel = Kernel {
 
 static BWD: Kernel = Kernel {
     name: "soft_cap_bwd_f32",
-    bindings: &[("y", Access::Read), ("dy", Access::Read), ("dx", Access::Write)],
+    bindings: &[("y", Access::Read, F32), ("dy", Access::Read, F32), ("dx", Access::Write, F32)],
     cpu: cpu_bwd,
     wgsl: WGSL,
     cuda: None,

@@ -210,7 +210,7 @@ impl Kernel {
             .collect();
         let bytes = bytemuck::bytes_of(params);
         device.count_launch();
-        device.backend().launch(self, stored, bytes, &slots)
+        device.backend().launch(self, bytes, &slots)
     }
 
     /// The entry point that a plan's `entry` means.

@@ -153,13 +153,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn launch(
-        &self,
-        kernel: &'static Kernel,
-        _stored: DType,
-        params: &[u8],
-        slots: &[Slot<'_>],
-    ) -> Result<()> {
+    fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()> {
         let mut wide = Widened::new(slots);
         let slots = wide.host_slots(slots);
         // SAFETY: buffers are 64-byte aligned, zeroed when made and alive through the slots' borrow; `Kernel::launch` has

@@ -302,14 +302,8 @@ impl Backend for CudaBackend {
             .map_err(|e| self.error("cannot copy on the device", e))
     }
 
-    fn launch(
-        &self,
-        kernel: &'static Kernel,
-        stored: DType,
-        params: &[u8],
-        slots: &[Slot<'_>],
-    ) -> Result<()> {
-        let launch = Launch::new(kernel, stored, params, &self.caps)?;
+    fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()> {
+        let launch = Launch::new(kernel, slots, params, &self.caps)?;
         self.enter()?;
         let mut state = self.state();
         let function = self.function(&mut state, &launch)?;

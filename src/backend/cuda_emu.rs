@@ -179,14 +179,8 @@ impl Backend for EmulatedBackend {
         self.write(dst, to, &data)
     }
 
-    fn launch(
-        &self,
-        kernel: &'static Kernel,
-        stored: DType,
-        params: &[u8],
-        slots: &[Slot<'_>],
-    ) -> Result<()> {
-        let launch = Launch::new(kernel, stored, params, &self.caps)?;
+    fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()> {
+        let launch = Launch::new(kernel, slots, params, &self.caps)?;
         let names: Vec<&str> = kernel.bindings.iter().map(|(name, _, _)| *name).collect();
         let mut data: Vec<(Vec<u8>, Access, DType)> = slots
             .iter()

@@ -1,9 +1,9 @@
 //! What every device that runs the CUDA kernels does with a launch before it hands it over: one code for the hardware and
 //! for the emulated device, so that a wrong grid or plan is found where there is no GPU.
 
-use super::Caps;
+use super::{Caps, Slot};
 use crate::error::{Error, Result};
-use crate::kernel::{CudaPlan, CudaText, Kernel, entry_for};
+use crate::kernel::{CudaPlan, CudaText, Element, Kernel, entry_for};
 use crate::tensor::DType;
 
 /// A planned launch.
@@ -19,10 +19,10 @@ const MAX_GRID_X: u32 = i32::MAX as u32;
 const MAX_GRID_YZ: u32 = 65_535;
 
 impl Launch {
-    /// Plans a launch and checks the plan against what the device can do. `stored`: the type of the kernel's `Stored` bindings.
+    /// Plans a launch and checks the plan against what the device can do.
     pub(crate) fn new(
         kernel: &'static Kernel,
-        stored: DType,
+        slots: &[Slot<'_>],
         params: &[u8],
         caps: &Caps,
     ) -> Result<Self> {
@@ -30,6 +30,10 @@ impl Launch {
             let message = format!("{} is unsupported: it has no CUDA kernel", kernel.name);
             return Err(Error::device(&caps.name, message));
         };
+        let types = slots.iter().zip(kernel.bindings);
+        let stored =
+            types.find(|(_, b)| b.2 == Element::Stored).map(|(slot, _)| slot.dtype);
+        let stored = stored.unwrap_or(DType::F32);
         let plan = match (stored, cuda.half) {
             (DType::F16 | DType::BF16, Some(plan)) => plan(params, caps),
             _ => (cuda.plan)(params, caps),

@@ -84,14 +84,7 @@ pub(crate) trait Backend: Send + Sync {
     fn read(&self, src: &Buffer, offset: usize, out: &mut [u8]) -> Result<()>;
     fn copy(&self, src: &Buffer, from: usize, dst: &Buffer, to: usize, bytes: usize) -> Result<()>;
     /// Runs a kernel: plans for its own language, then launches.
-    /// `stored` is the type of the kernel's `Stored` bindings.
-    fn launch(
-        &self,
-        kernel: &'static Kernel,
-        stored: DType,
-        params: &[u8],
-        slots: &[Slot<'_>],
-    ) -> Result<()>;
+    fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()>;
     /// Waits until everything asked for so far is done.
     fn sync(&self) -> Result<()>;
     /// Starts or stops timing every launch.

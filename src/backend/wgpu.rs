@@ -8,7 +8,6 @@ use super::pool::{Pool, size_class};
 use super::{Backend, Buffer, Caps, KernelTime, Slot};
 use crate::error::{Error, Result};
 use crate::kernel::{Access, Kernel};
-use crate::tensor::DType;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -492,13 +491,7 @@ impl Backend for WgpuBackend {
         if state.pending.len() >= BATCH { self.flush(&mut state) } else { Ok(()) }
     }
 
-    fn launch(
-        &self,
-        kernel: &'static Kernel,
-        _stored: DType,
-        params: &[u8],
-        slots: &[Slot<'_>],
-    ) -> Result<()> {
+    fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()> {
         let plan = (kernel.plan)(params, &self.caps);
         let mut state = self.state();
         let entry = kernel.entry_of(plan.entry);
