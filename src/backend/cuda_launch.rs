@@ -30,9 +30,8 @@ impl Launch {
             let message = format!("{} is unsupported: it has no CUDA kernel", kernel.name);
             return Err(Error::device(&caps.name, message));
         };
-        let types = slots.iter().zip(kernel.bindings);
-        let stored =
-            types.find(|(_, b)| b.2 == Element::Stored).map(|(slot, _)| slot.dtype);
+        let mut types = slots.iter().zip(kernel.bindings);
+        let stored = types.find(|(_, b)| b.2 == Element::Stored).map(|(slot, _)| slot.dtype);
         let stored = stored.unwrap_or(DType::F32);
         let plan = match (stored, cuda.half) {
             (DType::F16 | DType::BF16, Some(plan)) => plan(params, caps),
