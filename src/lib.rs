@@ -81,7 +81,10 @@ pub mod tensor;
 pub mod train;
 pub mod verify;
 
-pub use backend::{Caps, Device, DeviceReport, KernelTime, MemoryStats, device_reports};
+pub use backend::{
+    Caps, Device, DeviceReport, GraphCounts, KernelTime, MemoryStats, Notice, device_reports,
+    on_notice,
+};
 pub use error::{Error, Result};
 pub use tensor::{DType, Tensor};
 
