@@ -370,7 +370,11 @@ impl Backend for CudaBackend {
 
     fn begin_step(&self) -> bool {
         let mut state = self.state();
-        state.profile.is_none() && state.steps.begin()
+        let begins = state.profile.is_none() && state.steps.begin();
+        if begins {
+            self.pool.settle(|memory| memory.pointer);
+        }
+        begins
     }
 
     fn end_step(&self) -> Result<()> {

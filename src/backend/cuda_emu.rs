@@ -317,7 +317,11 @@ impl Backend for EmulatedBackend {
     }
 
     fn begin_step(&self) -> bool {
-        self.profile().is_none() && self.steps().begin()
+        let begins = self.profile().is_none() && self.steps().begin();
+        if begins {
+            self.pool.settle(Arc::as_ptr);
+        }
+        begins
     }
 
     fn end_step(&self) -> Result<()> {
