@@ -28,6 +28,14 @@ use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+/// Where the machine code of the CUDA kernels comes from, in words.
+pub(crate) fn cuda_kernels() -> String {
+    #[cfg(feature = "cuda")]
+    return cuda_compile::origin();
+    #[cfg(not(feature = "cuda"))]
+    "not in this build; build with `--features cuda`".into()
+}
+
 /// What a device is and can do; `plan` functions choose kernel variants by it.
 #[derive(Clone, Debug)]
 pub struct Caps {
