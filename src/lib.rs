@@ -63,7 +63,8 @@
 //! # Errors
 //!
 //! Whatever can fail gives an [`Error`], which names what is at fault, what was expected and what to do. Nothing panics on bad input.
-//! No output of the library goes to the terminal, and no file is touched, but by [`io`], [`data`], [`train`], [`verify`] and [`cli`].
+//! No output of the library goes to the terminal, and no file is touched, but by [`io`], [`data`], [`train`], [`verify`] and [`cli`], and
+//! compiled CUDA kernels are kept in a cache folder. [`on_notice`] hears what a device has to say while it works.
 
 mod backend;
 pub mod cli;

@@ -1,7 +1,8 @@
 //! NVIDIA GPUs through the CUDA driver, loaded at run time.
 //!
 //! One stream a device: launches and copies happen in order, so pooled memory can be handed out again while earlier work
-//! still runs. Uploads go through two pinned buffers in turn, so that the host does not wait for the GPU.
+//! still runs. Uploads go through two pinned buffers in turn, so that the host does not wait for the GPU. Inside a step, launches
+//! and copies on the device are kept and run as a graph (`recorded.rs`, `cuda_graph.rs`).
 
 use super::cuda_compile::Target;
 use super::cuda_graph::{Graph, Runner};
