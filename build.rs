@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs, thread};
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -17,6 +18,10 @@ fn main() {
         write(&out.join(format!("{name}.cu")), &text);
         texts.extend(instances(&name, &text));
     }
+    for (name, text) in &texts {
+        write(&out.join(format!("{name}.cu")), text);
+    }
+    write(&out.join("texts.rs"), &list(&texts, &out));
     write(&out.join("embedded.rs"), &embedded(&texts, &out));
     #[cfg(feature = "cuda-emu")]
     {
@@ -42,7 +47,28 @@ fn instances(name: &str, text: &str) -> Vec<(String, String)> {
     types.iter().map(instance).collect()
 }
 
-/// A Rust table of machine code for every text, made by nvcc where there is one (`ATTN2D_NVCC` names it; empty: none).
+/// A Rust table of every text, for tests of them all.
+fn list(texts: &[(String, String)], out: &Path) -> String {
+    let mut table = "static TEXTS: &[(&str, &str)] = &[\n".to_string();
+    for (name, _) in texts {
+        let path = out.join(format!("{name}.cu")).display().to_string();
+        table += &format!("    ({name:?}, include_str!({path:?})),\n");
+    }
+    table + "];\n"
+}
+
+/// What machine code is embedded for: Ampere, Ada and Hopper by themselves, and PTX that later GPUs' drivers translate. (PTX
+/// of compute_90a would run on Hopper alone.)
+const CODE: [(&str, &str); 5] = [
+    ("compute_80", "sm_80"),
+    ("compute_86", "sm_86"),
+    ("compute_89", "sm_89"),
+    ("compute_90a", "sm_90a"),
+    ("compute_90", "compute_90"),
+];
+
+/// A Rust table of machine code for every text, made by nvcc where there is one (`ATTN2D_NVCC` names it; empty: none), what it
+/// is for, and the number of texts.
 fn embedded(texts: &[(String, String)], out: &Path) -> String {
     println!("cargo::rerun-if-env-changed=ATTN2D_NVCC");
     println!("cargo::rerun-if-env-changed=PATH");
@@ -52,41 +78,68 @@ fn embedded(texts: &[(String, String)], out: &Path) -> String {
             .map(|folder| folder.join(format!("nvcc{}", env::consts::EXE_SUFFIX)))
             .find(|path| path.is_file()),
     };
-    let mut table = "static FATBINS: &[(&str, &[u8])] = &[\n".to_string();
-    for (name, text) in texts.iter().filter(|_| env::var_os("CARGO_FEATURE_CUDA").is_some()) {
-        let Some(nvcc) = &nvcc else { continue };
-        let code = out.join(format!("{name}.fatbin"));
-        let source = out.join(format!("{name}.instance.cu"));
-        write(&source, text);
-        compile(nvcc, &source, &code, text);
-        table += &format!("    ({name:?}, include_bytes!({:?})),\n", code.display().to_string());
+    let nvcc = nvcc.filter(|_| env::var_os("CARGO_FEATURE_CUDA").is_some());
+    let files = texts.len();
+    let texts = if nvcc.is_some() { texts } else { &[] };
+    if let Some(nvcc) = &nvcc {
+        compile_all(nvcc, texts, out);
     }
-    table + "];\n"
+    let mut table = "static FATBINS: &[(&str, &[u8])] = &[\n".to_string();
+    for (name, _) in texts {
+        let code = out.join(format!("{name}.fatbin")).display().to_string();
+        table += &format!("    ({name:?}, include_bytes!({code:?})),\n");
+    }
+    let names = CODE.map(|(_, code)| code);
+    table += &format!("];\nconst EMBEDDED_FOR: [&str; {}] = {names:?};\n", names.len());
+    table + &format!("const FILES: usize = {files};\n")
 }
 
-/// Code for Ampere, Ada and Hopper, and PTX for what comes later. Kept while the text stays the same.
-fn compile(nvcc: &Path, source: &Path, code: &Path, text: &str) {
-    let made_from = code.with_extension("made_from");
-    let recipe = format!("{}\n{text}", nvcc.display());
+/// Compiles the texts, as many at a time as cargo runs jobs.
+fn compile_all(nvcc: &Path, texts: &[(String, String)], out: &Path) {
+    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<(), String> {
+        while let Some((name, text)) = texts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            compile(nvcc, &out.join(format!("{name}.cu")), text)?;
+        }
+        Ok(())
+    };
+    let done: Result<(), String> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|w| w.join().unwrap_or(Err("a compile thread died".into())))
+    });
+    if let Err(why) = done {
+        panic!("{why}");
+    }
+}
+
+/// A fat binary beside the source. Kept while the text stays the same.
+fn compile(nvcc: &Path, source: &Path, text: &str) -> Result<(), String> {
+    let (code, made_from) = (source.with_extension("fatbin"), source.with_extension("made_from"));
+    let recipe = format!("{} {CODE:?}\n{text}", nvcc.display());
     if code.is_file() && fs::read_to_string(&made_from).is_ok_and(|old| old == recipe) {
-        return;
+        return Ok(());
     }
     let mut command = Command::new(nvcc);
     command.args(["-fatbin", "-O3", "-std=c++17"]);
-    for (arch, kind) in [("80", "sm"), ("86", "sm"), ("89", "sm"), ("90", "sm"), ("90", "compute")]
-    {
-        command.arg(format!("-gencode=arch=compute_{arch},code={kind}_{arch}"));
-    }
-    let status = command.arg("-o").arg(code).arg(source).status();
-    match status {
-        Ok(status) if status.success() => write(&made_from, &recipe),
-        Ok(status) => panic!(
-            "{} fails on {} ({status}); set ATTN2D_NVCC to another nvcc, or to nothing to compile at run time",
+    command.args(CODE.map(|(arch, code)| format!("-gencode=arch={arch},code={code}")));
+    let run = command.arg("-o").arg(&code).arg(source).output();
+    let run =
+        run.map_err(|e| format!("{}: {e}; ATTN2D_NVCC names the compiler", nvcc.display()))?;
+    if !run.status.success() {
+        return Err(format!(
+            "{} fails on {} ({}); set ATTN2D_NVCC to another nvcc, or to nothing to compile at run time\n{}{}",
             nvcc.display(),
-            source.display()
-        ),
-        Err(e) => panic!("{}: {e}; ATTN2D_NVCC names the compiler", nvcc.display()),
+            source.display(),
+            run.status,
+            String::from_utf8_lossy(&run.stdout),
+            String::from_utf8_lossy(&run.stderr)
+        ));
     }
+    write(&made_from, &recipe);
+    Ok(())
 }
 
 /// The kernel files, in a fixed order.

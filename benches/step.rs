@@ -44,14 +44,17 @@ impl Training {
     }
 
     fn step(&self) -> Result<f32> {
-        let logits = self.model.forward(&self.images, &Mode::train(0, 1))?;
-        let loss = cross_entropy(&logits, &self.labels, None, CrossEntropy::default())?;
-        let parameters = self.model.parameters();
-        parameters.gather(&loss.backward()?)?;
-        let sgd = Sgd { lr: 0.01, momentum: 0.9, ..Sgd::default() };
-        let (values, gradients) = (parameters.values(), parameters.gradients());
-        sgd_step(values, gradients, &self.momentum, None, sgd)?;
-        loss.item()
+        let work = || {
+            let logits = self.model.forward(&self.images, &Mode::train(0, 1))?;
+            let loss = cross_entropy(&logits, &self.labels, None, CrossEntropy::default())?;
+            let parameters = self.model.parameters();
+            parameters.gather(&loss.backward()?)?;
+            let sgd = Sgd { lr: 0.01, momentum: 0.9, ..Sgd::default() };
+            let (values, gradients) = (parameters.values(), parameters.gradients());
+            sgd_step(values, gradients, &self.momentum, None, sgd)?;
+            Ok(loss)
+        };
+        self.images.device().step(work)?.item()
     }
 
     /// Prints where the time of a step goes, from the sum over a few steps.

@@ -148,6 +148,8 @@ pub struct Train {
     pub seed: u64,
     /// `auto`, `cpu`, `wgpu`, `wgpu:1`, `wgpu:nvidia`, `cuda:0`.
     pub device: String,
+    /// On a CUDA device, send each step as one graph. The results are the same to the bit.
+    pub graph: bool,
     /// Probability mass that the loss spreads evenly over all classes.
     pub label_smoothing: f64,
     /// Stop after this many optimiser steps; 0 runs all epochs.
@@ -272,6 +274,7 @@ impl Default for Train {
             batch_size: 32,
             seed: 0,
             device: "auto".into(),
+            graph: true,
             label_smoothing: 0.0,
             max_steps: 0,
             checkpoint_every: 0,
@@ -308,10 +311,11 @@ impl Default for Sched {
 
 /// Keys that a resumed run may change: they decide where and how long, not what is learnt up to a given step (a longer
 /// run does stretch a cosine from there on).
-pub const MAY_CHANGE_ON_RESUME: [&str; 8] = [
+pub const MAY_CHANGE_ON_RESUME: [&str; 9] = [
     "train.epochs",
     "train.max_steps",
     "train.device",
+    "train.graph",
     "train.checkpoint_every",
     "data.path",
     "data.workers",

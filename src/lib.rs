@@ -63,7 +63,8 @@
 //! # Errors
 //!
 //! Whatever can fail gives an [`Error`], which names what is at fault, what was expected and what to do. Nothing panics on bad input.
-//! No output of the library goes to the terminal, and no file is touched, but by [`io`], [`data`], [`train`], [`verify`] and [`cli`].
+//! No output of the library goes to the terminal, and no file is touched, but by [`io`], [`data`], [`train`], [`verify`] and [`cli`], and
+//! compiled CUDA kernels are kept in a cache folder. [`on_notice`] hears what a device has to say while it works.
 
 mod backend;
 pub mod cli;
@@ -81,7 +82,10 @@ pub mod tensor;
 pub mod train;
 pub mod verify;
 
-pub use backend::{Caps, Device, DeviceReport, KernelTime, MemoryStats, device_reports};
+pub use backend::{
+    Caps, Device, DeviceReport, GraphCounts, KernelTime, MemoryStats, Notice, device_reports,
+    on_notice,
+};
 pub use error::{Error, Result};
 pub use tensor::{DType, Tensor};
 

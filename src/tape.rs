@@ -85,7 +85,7 @@ impl Tensor {
                 self.shape()
             )));
         }
-        self.backward_with(&Tensor::full(self.device(), self.shape(), 1.0)?)
+        self.backward_with(&self.full_like(1.0)?)
     }
 
     /// Gradients of `sum(self * dy)` with respect to every leaf that wants one. The tape is used up.

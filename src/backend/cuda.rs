@@ -1,12 +1,15 @@
 //! NVIDIA GPUs through the CUDA driver, loaded at run time.
 //!
 //! One stream a device: launches and copies happen in order, so pooled memory can be handed out again while earlier work
-//! still runs. Uploads go through two pinned buffers in turn, so that the host does not wait for the GPU.
+//! still runs. Uploads go through two pinned buffers in turn, so that the host does not wait for the GPU. Inside a step, launches
+//! and copies on the device are kept and run as a graph (`recorded.rs`, `cuda_graph.rs`).
 
 use super::cuda_compile::Target;
+use super::cuda_graph::{Graph, Runner};
 use super::cuda_launch::Launch;
 use super::pool::{Pool, size_class};
-use super::{Backend, Buffer, Caps, KernelTime, Slot};
+use super::recorded::{Node, Recorder};
+use super::{Backend, Buffer, Caps, GraphCounts, KernelTime, Slot};
 use crate::error::{Error, Result};
 use crate::kernel::Kernel;
 use crate::tensor::DType;
@@ -20,7 +23,6 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 use std::any::Any;
 use std::collections::HashMap;
-use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes of a pinned buffer: larger copies go in pieces.
@@ -60,6 +62,7 @@ struct State {
     /// By file and type of storage.
     modules: HashMap<(&'static str, DType), Arc<CudaModule>>,
     functions: HashMap<&'static str, CudaFunction>,
+    steps: Recorder<CUdeviceptr, Graph>,
     staging: Staging,
     /// Launches and their start and end, while somebody wants their times.
     profile: Option<Vec<(&'static str, CudaEvent, CudaEvent)>>,
@@ -163,8 +166,13 @@ impl CudaBackend {
             timestamps: true,
         };
         let staging = Staging::new(&context).map_err(|e| fail("no pinned memory", e))?;
-        let state =
-            State { modules: HashMap::new(), functions: HashMap::new(), staging, profile: None };
+        let state = State {
+            modules: HashMap::new(),
+            functions: HashMap::new(),
+            steps: Recorder::new(),
+            staging,
+            profile: None,
+        };
         let (pool, state) = (Arc::new(Pool::new()), Mutex::new(state));
         Ok(Self { caps, target, context, stream, pool, state })
     }
@@ -182,17 +190,37 @@ impl CudaBackend {
         self.context.bind_to_thread().map_err(|e| self.error("the device is lost", e))
     }
 
+    /// The steps of the device, and what runs them.
+    fn steps<'a>(
+        &'a self,
+        state: &'a mut State,
+    ) -> (&'a mut Recorder<CUdeviceptr, Graph>, Runner<'a>) {
+        let runner = Runner {
+            device: &self.caps.name,
+            driver: self.target.driver,
+            stream: &self.stream,
+            functions: &state.functions,
+        };
+        (&mut state.steps, runner)
+    }
+
+    /// Hands over what a step has kept, before anything that must come after it.
+    fn flush(&self, state: &mut State) -> Result<()> {
+        let (steps, mut runner) = self.steps(state);
+        steps.flush(&mut runner)
+    }
+
     fn new_memory(&self, bytes: usize) -> Result<Memory, DriverError> {
         // SAFETY: the stream is alive; the memory is written before it is read (or poisoned, in guard mode).
         let pointer = unsafe { result::malloc_async(self.stream.cu_stream(), bytes) }?;
         Ok(Memory { pointer, bytes, stream: self.stream.clone() })
     }
 
-    /// The function of an entry point: compiled, loaded and allowed all shared memory at its first use.
-    fn function(&self, state: &mut State, launch: &Launch) -> Result<CudaFunction> {
+    /// Sees to it that the function of an entry point is there: compiled, loaded and allowed all shared memory at its first use.
+    fn load(&self, state: &mut State, launch: &Launch) -> Result<()> {
         let Launch { text, stored, entry, .. } = *launch;
-        if let Some(found) = state.functions.get(entry) {
-            return Ok(found.clone());
+        if state.functions.contains_key(entry) {
+            return Ok(());
         }
         let refuse = |what: String| {
             let (file, arch) = (text.name, self.target.capability);
@@ -220,8 +248,8 @@ impl CudaBackend {
         function
             .set_attribute(attribute, most)
             .map_err(|e| refuse(format!("{most} bytes of shared memory: {:?}", e.0)))?;
-        state.functions.insert(entry, function.clone());
-        Ok(function)
+        state.functions.insert(entry, function);
+        Ok(())
     }
 }
 
@@ -233,21 +261,23 @@ impl Backend for CudaBackend {
     fn alloc(&self, bytes: usize) -> Result<Box<dyn Any + Send + Sync>> {
         self.enter()?;
         let class = size_class(bytes);
-        let memory = match self.pool.take(class) {
-            Some(memory) => memory,
-            None => self
-                .new_memory(class)
-                .or_else(|_| {
-                    // What is free in other classes goes back to the driver, once the GPU is done with it.
-                    self.pool.trim();
-                    self.stream.synchronize()?;
-                    self.new_memory(class)
-                })
-                .map_err(|e| {
+        let found = match self.pool.take(class) {
+            Some(memory) => Ok(memory),
+            None => self.new_memory(class),
+        };
+        let memory = match found {
+            Ok(memory) => memory,
+            Err(_) => {
+                // What is free in other classes goes back to the driver, once the GPU is done with it; a step may have kept
+                // launches that use it.
+                self.flush(&mut self.state())?;
+                self.pool.trim();
+                self.stream.synchronize().and_then(|()| self.new_memory(class)).map_err(|e| {
                     let what =
                         format!("cannot allocate {class} bytes; use a smaller batch or image");
                     self.error(&what, e)
-                })?,
+                })?
+            }
         };
         Ok(Box::new(Block { memory: Some(memory), pool: self.pool.clone() }))
     }
@@ -255,6 +285,7 @@ impl Backend for CudaBackend {
     fn write(&self, dst: &Buffer, offset: usize, data: &[u8]) -> Result<()> {
         self.enter()?;
         let mut state = self.state();
+        self.flush(&mut state)?;
         let staging = &mut state.staging;
         let mut send = |at: usize, piece: &[u8]| -> Result<(), DriverError> {
             let i = staging.next;
@@ -276,6 +307,7 @@ impl Backend for CudaBackend {
     fn read(&self, src: &Buffer, offset: usize, out: &mut [u8]) -> Result<()> {
         self.enter()?;
         let mut state = self.state();
+        self.flush(&mut state)?;
         let staging = &mut state.staging;
         let mut fetch = |at: usize, piece: &mut [u8]| -> Result<(), DriverError> {
             staging.done[0].synchronize()?;
@@ -296,23 +328,17 @@ impl Backend for CudaBackend {
 
     fn copy(&self, src: &Buffer, from: usize, dst: &Buffer, to: usize, bytes: usize) -> Result<()> {
         self.enter()?;
-        let (to, from) = (address(dst, to), address(src, from));
-        // SAFETY: both ranges lie in their buffers; ranges of one buffer do not overlap (views are disjoint).
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
-            .map_err(|e| self.error("cannot copy on the device", e))
+        let mut state = self.state();
+        let (steps, mut runner) = self.steps(&mut state);
+        let node = Node::Copy { from: address(src, from), to: address(dst, to), bytes };
+        steps.ask(node, &mut runner)
     }
 
     fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()> {
         let launch = Launch::new(kernel, slots, params, &self.caps)?;
         self.enter()?;
         let mut state = self.state();
-        let function = self.function(&mut state, &launch)?;
-        let pointers: Vec<CUdeviceptr> =
-            slots.iter().map(|s| address(s.buffer, s.offset)).collect();
-        // The parameter block by value, then the pointers: the driver reads each argument from where it lies.
-        let mut arguments: Vec<*mut c_void> = vec![params.as_ptr().cast_mut().cast()];
-        arguments
-            .extend(pointers.iter().map(|p| std::ptr::from_ref(p).cast_mut().cast::<c_void>()));
+        self.load(&mut state, &launch)?;
         let fail = |e: DriverError| self.error(&format!("kernel {}", launch.entry), e);
         let mark = |on: bool| -> Result<Option<CudaEvent>> {
             let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
@@ -321,20 +347,9 @@ impl Backend for CudaBackend {
         };
         let timed = state.profile.is_some();
         let start = mark(timed)?;
-        let [x, y, z] = launch.plan.grid;
-        // SAFETY: the arguments are those of the kernel's text (the emulated device checks their number and sizes), alive
-        // until the call returns; the buffers stay until earlier work on the stream is done.
-        unsafe {
-            result::launch_kernel(
-                function.cu_function(),
-                (x, y, z),
-                (launch.plan.block, 1, 1),
-                launch.plan.shared,
-                self.stream.cu_stream(),
-                &mut arguments,
-            )
-        }
-        .map_err(fail)?;
+        let bindings = slots.iter().map(|s| address(s.buffer, s.offset)).collect();
+        let (steps, mut runner) = self.steps(&mut state);
+        steps.ask(Node::Kernel { launch, params: params.to_vec(), bindings }, &mut runner)?;
         let end = mark(timed)?;
         if let (Some(profile), Some(start), Some(end)) = (&mut state.profile, start, end) {
             profile.push((launch.entry, start, end));
@@ -344,12 +359,43 @@ impl Backend for CudaBackend {
 
     fn sync(&self) -> Result<()> {
         self.enter()?;
+        self.flush(&mut self.state())?;
         self.stream.synchronize().map_err(|e| self.error("a kernel failed", e))
     }
 
     fn set_profiling(&self, on: bool) -> Result<()> {
-        self.state().profile = on.then(Vec::new);
+        self.enter()?;
+        let mut state = self.state();
+        // A graph has no times of its kernels: a step that has begun goes on without one.
+        self.flush(&mut state)?;
+        state.steps.cancel();
+        state.profile = on.then(Vec::new);
         Ok(())
+    }
+
+    fn begin_step(&self) -> bool {
+        let mut state = self.state();
+        let begins = state.profile.is_none() && state.steps.begin();
+        if begins {
+            self.pool.settle(|memory| memory.pointer);
+        }
+        begins
+    }
+
+    fn end_step(&self) -> Result<()> {
+        self.enter()?;
+        let mut state = self.state();
+        let done = self.flush(&mut state);
+        state.steps.cancel();
+        done
+    }
+
+    fn cancel_step(&self) {
+        self.state().steps.cancel();
+    }
+
+    fn graph_counts(&self) -> GraphCounts {
+        self.state().steps.counts()
     }
 
     fn take_profile(&self) -> Result<Vec<KernelTime>> {

@@ -1,12 +1,15 @@
 //! From a CUDA text to machine code: embedded by `build.rs` where it found nvcc, else from the disk cache, else by NVRTC.
 
+use super::notice::{Notice, tell};
 use crate::io::kernel_cache::{self, Key};
 use crate::kernel::CudaText;
 use crate::tensor::DType;
 use cudarc::nvrtc::{result, sys};
 use std::ffi::{CStr, CString, c_char};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-// `FATBINS: [(&str, &[u8])]`: code of each text for several architectures, made by nvcc; empty without it.
+// `FATBINS: [(&str, &[u8])]`: code of each text for the architectures `EMBEDDED_FOR`, made by nvcc; empty without it.
+// `FILES`: the number of texts.
 include!(concat!(env!("OUT_DIR"), "/kernels/embedded.rs"));
 
 /// The least compute capability that embedded code runs on.
@@ -58,10 +61,31 @@ impl Target {
         if let Some(code) = kernel_cache::read(&key) {
             return Ok(code);
         }
-        let code = nvrtc.compile(&name, &source, &options)?;
+        let code = nvrtc.compile_aloud(&name, &source, &options, self)?;
         // A folder that cannot be written costs time at the next start and nothing else.
         let _ = kernel_cache::write(&key, &code);
         Ok(code)
+    }
+}
+
+/// Where the machine code of the kernels comes from, in words: what `doctor` says.
+pub(crate) fn origin() -> String {
+    if !FATBINS.is_empty() {
+        let [code @ .., ptx] = EMBEDDED_FOR;
+        return format!("embedded for {}, and as PTX ({ptx}) for later GPUs", code.join(", "));
+    }
+    if !nvrtc_is_there() {
+        return NO_NVRTC.into();
+    }
+    match (Nvrtc::open(), kernel_cache::folder()) {
+        (Err(why), _) => why,
+        (Ok(nvrtc), Some(folder)) => {
+            format!("compiled at first use by {}, kept in {}", nvrtc.name(), folder.display())
+        }
+        (Ok(nvrtc), None) => {
+            let name = nvrtc.name();
+            format!("compiled at each start by {name}: set ATTN2D_CACHE to a folder to keep them")
+        }
     }
 }
 
@@ -100,6 +124,10 @@ impl Nvrtc {
         Ok(Self { version: 1000 * major + minor, capabilities })
     }
 
+    fn name(&self) -> String {
+        format!("NVRTC {}.{}", self.version / 1000, self.version % 1000)
+    }
+
     /// Compiler options: machine code for this very architecture where NVRTC knows it, else PTX for the nearest older one,
     /// which the driver translates.
     fn options(&self, capability: i32) -> Result<[String; 2], String> {
@@ -108,15 +136,37 @@ impl Nvrtc {
             Some(older) => format!("compute_{older}"),
             None => {
                 return Err(format!(
-                    "NVRTC {}.{} makes no code for compute capability {}.{}; install an older CUDA toolkit",
-                    self.version / 1000,
-                    self.version % 1000,
+                    "{} makes no code for compute capability {}.{}; install an older CUDA toolkit",
+                    self.name(),
                     capability / 10,
                     capability % 10
                 ));
             }
         };
         Ok([format!("--gpu-architecture={kind}"), "--std=c++17".into()])
+    }
+
+    /// Compiles, and tells who listens.
+    fn compile_aloud(
+        &self,
+        name: &str,
+        source: &str,
+        options: &[String; 2],
+        target: Target,
+    ) -> Result<Vec<u8>, String> {
+        static DONE: AtomicUsize = AtomicUsize::new(0);
+        tell(&Notice::Compiling {
+            file: &format!("kernels/{name}.cu"),
+            arch: &format!("sm_{}", target.capability),
+            compiler: &self.name(),
+            done: DONE.load(Ordering::Relaxed),
+            files: FILES,
+            cache: kernel_cache::folder().as_deref(),
+        });
+        let code = self.compile(name, source, options);
+        DONE.fetch_add(1, Ordering::Relaxed);
+        tell(&Notice::Compiled);
+        code
     }
 
     fn compile(&self, name: &str, source: &str, options: &[String; 2]) -> Result<Vec<u8>, String> {
@@ -170,42 +220,80 @@ unsafe fn log_of(program: sys::nvrtcProgram) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::cuda_text;
+    use rayon::prelude::*;
+
+    // `TEXTS: [(&str, &str)]`: every text.
+    include!(concat!(env!("OUT_DIR"), "/kernels/texts.rs"));
+
+    /// Set where NVRTC and nvcc must be there (CI), so that nothing is skipped without a word.
+    const DEMAND: &str = "ATTN2D_DEMAND_CUDA_COMPILERS";
+
+    /// A compiler is absent.
+    fn absent(what: &str) {
+        assert!(std::env::var_os(DEMAND).is_none(), "{DEMAND} is set, but {what}");
+        println!("{what}: only its absence is tested");
+    }
 
     /// NVRTC needs no GPU. Without it there is nothing to test: what is said then is.
     #[test]
     fn every_text_compiles_at_run_time() {
         let target = Target { capability: 80, driver: 13000 };
         if !nvrtc_is_there() {
-            println!("NVRTC is not installed: only its absence is tested");
+            absent("NVRTC is not on LD_LIBRARY_PATH");
             assert!(target.embedded() || target.check().unwrap_err().contains("NVRTC"));
             return;
         }
         let nvrtc = Nvrtc::open().unwrap();
-        let texts = [
-            cuda_text!("elementwise"),
-            cuda_text!("reduce"),
-            cuda_text!("conv2d"),
-            cuda_text!("global_attention"),
-            cuda_text!("global_attention_bwd"),
-            cuda_text!("local_attention"),
-            cuda_text!("local_attention_bwd"),
-            cuda_text!("batch_norm"),
-        ];
-        for text in texts {
-            let (name, source) = (text.name, text.source_for(DType::F32));
-            let code = nvrtc.compile(name, &source, &nvrtc.options(80).unwrap()).unwrap();
+        let options = nvrtc.options(80).unwrap();
+        TEXTS.par_iter().for_each(|(name, source)| {
+            let code = nvrtc.compile(name, source, &options).unwrap();
             assert_eq!(&code[..4], b"\x7fELF", "{name}");
-        }
-        let message = nvrtc.compile("broken", "KERNEL(", &nvrtc.options(80).unwrap()).unwrap_err();
+        });
+        assert_eq!(TEXTS.len(), FILES);
+        let message = nvrtc.compile("broken", "KERNEL(", &options).unwrap_err();
         assert!(message.contains("broken.cu"), "{message}");
         // A GPU that NVRTC does not know gets PTX.
         let options = nvrtc.options(9999).unwrap();
         assert!(options[0].contains("compute_"), "{options:?}");
-        let ptx = nvrtc
-            .compile("reduce", &cuda_text!("reduce").source_for(DType::F32), &options)
-            .unwrap();
+        let (name, source) = TEXTS[0];
+        let ptx = nvrtc.compile(name, source, &options).unwrap();
         assert!(ptx.ends_with(&[0]) && ptx.starts_with(b"//"));
         assert!(nvrtc.options(10).unwrap_err().contains("1.0"));
+    }
+
+    /// What a fat binary holds: `sm_80`, `compute_90`, as nvcc 13 writes it. A head of 16 bytes, then parts, each with kind (1 PTX,
+    /// 2 machine code), length of its own head, bytes after it, architecture, and flags of which one is the `a` of `sm_90a`.
+    fn parts(fatbin: &[u8]) -> Vec<String> {
+        let number = |at: usize, bytes: usize| {
+            let le = fatbin[at..at + bytes].iter().rev();
+            le.fold(0usize, |n, b| n << 8 | usize::from(*b))
+        };
+        assert_eq!(number(0, 4), 0xba55_ed50, "not a fat binary");
+        let (mut at, mut found) = (number(6, 2), Vec::new());
+        while at < fatbin.len() {
+            let kind = if number(at, 2) == 1 { "compute" } else { "sm" };
+            let specific = if number(at + 40, 8) & 0x10_0000 != 0 { "a" } else { "" };
+            found.push(format!("{kind}_{}{specific}", number(at + 28, 4)));
+            at += number(at + 4, 4) + number(at + 8, 8);
+        }
+        found
+    }
+
+    #[test]
+    fn embedded_code_is_for_every_architecture_and_ptx_for_later_ones() {
+        if FATBINS.is_empty() {
+            absent("nvcc was not found when this was built");
+            assert!(!origin().contains("embedded"));
+            return;
+        }
+        assert_eq!(FATBINS.len(), FILES);
+        for (name, code) in FATBINS {
+            let mut found = parts(code);
+            found.sort();
+            assert_eq!(found, ["compute_90", "sm_80", "sm_86", "sm_89", "sm_90a"], "{name}");
+        }
+        assert!(origin().contains("sm_80, sm_86, sm_89, sm_90a, and as PTX (compute_90)"));
+        // Code for an architecture that none is embedded for comes from NVRTC.
+        assert!(!Target { capability: 75, driver: 13000 }.embedded());
     }
 }

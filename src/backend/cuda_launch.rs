@@ -7,6 +7,7 @@ use crate::kernel::{CudaPlan, CudaText, Element, Kernel, entry_for};
 use crate::tensor::DType;
 
 /// A planned launch.
+#[derive(Clone, Copy)]
 pub(crate) struct Launch {
     pub(crate) text: CudaText,
     /// For which type of storage the text is compiled.
@@ -17,6 +18,13 @@ pub(crate) struct Launch {
 
 const MAX_GRID_X: u32 = i32::MAX as u32;
 const MAX_GRID_YZ: u32 = 65_535;
+
+impl PartialEq for Launch {
+    /// An entry point has one text.
+    fn eq(&self, other: &Self) -> bool {
+        self.entry == other.entry && self.plan == other.plan
+    }
+}
 
 impl Launch {
     /// Plans a launch and checks the plan against what the device can do.

@@ -7,13 +7,19 @@ pub(crate) mod cuda;
 pub(crate) mod cuda_compile;
 #[cfg(feature = "cuda-emu")]
 pub(crate) mod cuda_emu;
+#[cfg(feature = "cuda")]
+mod cuda_graph;
 #[cfg(any(feature = "cuda", feature = "cuda-emu"))]
 pub(crate) mod cuda_launch;
+mod notice;
 pub(crate) mod pool;
+#[cfg(any(feature = "cuda", feature = "cuda-emu"))]
+mod recorded;
 mod select;
 #[cfg(feature = "wgpu")]
 pub(crate) mod wgpu;
 
+pub use notice::{Notice, on_notice};
 pub use select::{DeviceReport, device_reports};
 
 use crate::error::Result;
@@ -22,6 +28,14 @@ use crate::tensor::DType;
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Where the machine code of the CUDA kernels comes from, in words.
+pub(crate) fn cuda_kernels() -> String {
+    #[cfg(feature = "cuda")]
+    return cuda_compile::origin();
+    #[cfg(not(feature = "cuda"))]
+    "not in this build; build with `--features cuda`".into()
+}
 
 /// What a device is and can do; `plan` functions choose kernel variants by it.
 #[derive(Clone, Debug)]
@@ -66,6 +80,19 @@ pub struct KernelTime {
     pub seconds: f64,
 }
 
+/// What became of the steps of a device, as [`Device::graph_counts`] tells it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GraphCounts {
+    /// Graphs that were built.
+    pub built: usize,
+    /// Runs of a graph, the first of each included.
+    pub runs: usize,
+    /// Launches and copies in these runs.
+    pub nodes: usize,
+    /// Those of them that had other arguments than in the run before.
+    pub updated: usize,
+}
+
 /// One buffer range handed to a launch.
 pub(crate) struct Slot<'a> {
     pub(crate) buffer: &'a Buffer,
@@ -90,6 +117,20 @@ pub(crate) trait Backend: Send + Sync {
     /// Starts or stops timing every launch.
     fn set_profiling(&self, on: bool) -> Result<()>;
     fn take_profile(&self) -> Result<Vec<KernelTime>>;
+    /// Starts a step: launches and copies on the device are kept until [`Backend::end_step`] or the next `write`, `read` or `sync`.
+    /// `false` where the device does not do that now: it runs everything at once, and no step begins.
+    fn begin_step(&self) -> bool {
+        false
+    }
+    /// Ends a step that began: runs what was kept.
+    fn end_step(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Ends a step that began: forgets what was kept.
+    fn cancel_step(&self) {}
+    fn graph_counts(&self) -> GraphCounts {
+        GraphCounts::default()
+    }
     /// Whether each launch watches its own bindings, so that tensors need no guard words.
     fn watches_bounds(&self) -> bool {
         false
@@ -190,6 +231,53 @@ impl Device {
 
     pub(crate) fn count_launch(&self) {
         self.0.launches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Runs `f`, and on a CUDA device what it launches as one graph: the driver then takes a step of a hundred kernels in one call.
+    ///
+    /// On other devices, while launches are timed and in guard mode, everything runs as if this were not here. On CUDA, nothing
+    /// that `f` launches runs before `f` returns or reads from or writes to the device: each such copy ends a graph, and the next
+    /// begins. So upload before, read results after. What `f` did the time before is compared with what it did now, and only the
+    /// differences (a learning rate, an address) are told to the driver; other kernels make another graph. A step within a step is
+    /// a part of it.
+    ///
+    /// # Errors
+    /// Those of `f`: what it launched since its last copy is then not run. [`crate::Error::Device`] where the work fails.
+    ///
+    /// ```
+    /// # use attn2d::{Device, Tensor, ops};
+    /// # fn main() -> attn2d::Result<()> {
+    /// let device = Device::new("cpu")?; // or "cuda:0"
+    /// let x = Tensor::from_f32(&device, &[2], &[1.0, -1.0])?;
+    /// let y = device.step(|| ops::relu(&ops::add(&x, &x)?))?;
+    /// assert_eq!(y.to_f32()?, [2.0, 0.0]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn step<R>(&self, f: impl FnOnce() -> Result<R>) -> Result<R> {
+        /// Forgets a step that an error or a panic ends.
+        struct Open<'a>(Option<&'a dyn Backend>);
+        impl Drop for Open<'_> {
+            fn drop(&mut self) {
+                if let Some(backend) = self.0 {
+                    backend.cancel_step();
+                }
+            }
+        }
+        // Guard mode writes to every fresh tensor, and each write would end a graph.
+        if self.0.guarded.load(Ordering::Relaxed) || !self.backend().begin_step() {
+            return f();
+        }
+        let mut open = Open(Some(self.backend()));
+        let result = f()?;
+        open.0 = None;
+        self.backend().end_step()?;
+        Ok(result)
+    }
+
+    /// How the graphs of [`Device::step`] were used since the device was opened; all zero where there are none.
+    pub fn graph_counts(&self) -> GraphCounts {
+        self.backend().graph_counts()
     }
 
     /// Starts or stops timing every kernel launch.

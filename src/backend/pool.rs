@@ -33,6 +33,15 @@ impl<B> Pool<B> {
         self.lock().entry(class).or_default().push(block);
     }
 
+    /// Lends blocks from now on in rising order of their keys: what takes and gives the same from the same free blocks, as a
+    /// step does each time, then gets the same blocks.
+    #[cfg(any(feature = "cuda", feature = "cuda-emu"))]
+    pub(crate) fn settle<K: Ord>(&self, key: impl Fn(&B) -> K) {
+        for blocks in self.lock().values_mut() {
+            blocks.sort_by_key(|block| std::cmp::Reverse(key(block)));
+        }
+    }
+
     /// Drops every free block (before giving up on an allocation).
     pub(crate) fn trim(&self) {
         self.lock().clear();

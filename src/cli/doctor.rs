@@ -1,7 +1,7 @@
 //! `attn2d doctor`: what this machine offers, what is missing, and how to get it.
 
 use crate::tensor::Tensor;
-use crate::{Caps, Device, DeviceReport, Result, device_reports, ops};
+use crate::{Caps, Device, DeviceReport, Result, backend, device_reports, ops};
 use std::fmt::Write;
 use std::time::Instant;
 
@@ -21,6 +21,7 @@ pub fn report() -> String {
         describe(&mut out, report);
     }
     line(&mut out, "");
+    line(&mut out, &format!("CUDA kernels: {}", backend::cuda_kernels()));
     line(&mut out, &format!("--device auto takes: {}", auto()));
     line(&mut out, &data_note());
     line(
@@ -121,5 +122,6 @@ mod tests {
         assert!(text.contains("[ ok ] cpu"), "{text}");
         assert!(text.contains("cuda:0") && text.contains("--device auto takes"), "{text}");
         assert!(!text.contains("[FAIL]"), "{text}");
+        assert!(text.contains("CUDA kernels: "), "{text}");
     }
 }

@@ -4,6 +4,7 @@ pub mod data;
 pub mod doctor;
 pub mod eval;
 pub mod models;
+mod notices;
 pub mod train;
 pub mod verify;
 
@@ -39,6 +40,7 @@ enum Verb {
 /// The program: exit code 0 for success, 1 for a failure, 2 for a wrong command line or configuration.
 pub fn main() -> ExitCode {
     quiet_mesa();
+    crate::on_notice(notices::show);
     match run(&Cli::parse().verb) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -11,6 +11,7 @@ pub(crate) mod conv2d;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
+pub(crate) mod fill;
 pub(crate) mod gemm;
 pub(crate) mod global_attention;
 pub(crate) mod global_avg_pool;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 const VARIABLE: &str = "ATTN2D_CACHE";
 
 /// The folder of compiled kernels: `$ATTN2D_CACHE`, or `attn2d` in the user's cache folder. `None` where neither is known.
-fn folder() -> Option<PathBuf> {
+pub(crate) fn folder() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     set(VARIABLE).or_else(|| {
         let base = if cfg!(windows) {

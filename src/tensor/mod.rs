@@ -4,10 +4,12 @@
 //! Only `reshape` and views of a flat parameter buffer share memory; everything else is a kernel with an output of its own.
 
 mod dtype;
+mod fill;
 pub mod philox;
 
 pub use dtype::DType;
 pub(crate) use dtype::{narrow, widen};
+pub(crate) use fill::FillParams;
 
 use crate::backend::{Buffer, Device};
 use crate::error::{Error, Result};
@@ -158,7 +160,19 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::uninit`].
     pub fn full(device: &Device, shape: &[usize], value: f32) -> Result<Self> {
-        Self::from_f32(device, shape, &vec![value; checked_len(shape)?])
+        let t = Self::empty(device, shape)?;
+        fill::fill(&t, value)?;
+        Ok(t)
+    }
+
+    /// A tensor of equal elements, of this one's shape, dtype and device.
+    ///
+    /// # Errors
+    /// As [`Tensor::empty_like`].
+    pub fn full_like(&self, value: f32) -> Result<Self> {
+        let t = self.empty_like()?;
+        fill::fill(&t, value)?;
+        Ok(t)
     }
 
     /// A tensor of zeros.

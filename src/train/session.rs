@@ -167,22 +167,27 @@ impl Session {
     }
 
     /// Forward, backward, update, and a line in the log.
-    fn step(&mut self, batch: &Batch, waited: Duration, work: &mut Work) -> Result<()> {
+    fn step(&mut self, batch: &Batch, waited: Duration, shown: &mut Work) -> Result<()> {
         let start = Instant::now();
         let step = self.state.step + 1;
         let lr = self.schedule.lr(self.state.step);
         let images = Tensor::from_f32(&self.device, &batch.shape(), &batch.images)?;
         let labels = class_labels(&self.device, &batch.labels, self.model.num_classes())?;
         let mode = Mode::train(self.config.train.seed, step as u32);
-        let logits = self.model.forward(&images, &mode)?;
         let options = CrossEntropy { label_smoothing: self.config.train.label_smoothing as f32 };
-        let loss = cross_entropy(&logits, &labels, self.class_weights.as_ref(), options)?;
-        self.model.parameters().gather(&loss.backward()?)?;
+        let parameters = self.model.parameters();
+        let work = || {
+            let logits = self.model.forward(&images, &mode)?;
+            let loss = cross_entropy(&logits, &labels, self.class_weights.as_ref(), options)?;
+            parameters.gather(&loss.backward()?)?;
+            self.optimizer.step(parameters, lr, step)?;
+            Ok((logits, loss))
+        };
+        let (logits, loss) = if self.config.train.graph { self.device.step(work) } else { work() }?;
         let loss = f64::from(loss.item()?);
         if !loss.is_finite() {
             return Err(self.diverged(loss, step, lr));
         }
-        self.optimizer.step(self.model.parameters(), lr, step)?;
         self.count(&logits.to_f32()?, batch, loss);
         (self.state.step, self.state.epoch_step) = (step, self.state.epoch_step + 1);
         let (data_ms, step_ms) = (1e3 * waited.as_secs_f64(), 1e3 * start.elapsed().as_secs_f64());
@@ -190,7 +195,7 @@ impl Session {
         let row =
             StepRow { step, epoch: self.state.epoch + 1, loss, lr, data_ms, step_ms, images_per_s };
         self.log.step(&row)?;
-        work.at(self.state.epoch_step, &format!("loss {loss:.4}  {images_per_s:.0} images/s"));
+        shown.at(self.state.epoch_step, &format!("loss {loss:.4}  {images_per_s:.0} images/s"));
         Ok(())
     }
 
