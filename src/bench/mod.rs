@@ -89,10 +89,10 @@ pub struct Options {
     #[arg(long, value_name = "REGEX", default_value = "")]
     pub filter: String,
     /// Seconds for each of a row's passes
-    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, allow_negative_numbers = true)]
     pub min_time: f64,
     /// Seconds after which no row is begun; those left are reported as skipped
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     pub budget: Option<f64>,
     /// Write rows, environment and ceilings to this file, after every row
     #[arg(long, value_name = "FILE")]

@@ -101,7 +101,9 @@ impl Report {
         // AdamW is f32 whatever the tensors are, but has no products to count.
         let products = self.ceilings.multiply_add.as_ref().map(|c| pass.flop / c.per_second);
         let least = (pass.bytes / self.ceilings.copy.per_second).max(products.unwrap_or(0.0));
-        let known = least > 0.0 && (products.is_some() || pass.flop == 0.0);
+        // Emulated and software GPUs have no ceilings worth the name.
+        let known =
+            least > 0.0 && (products.is_some() || pass.flop == 0.0) && !self.environment.software;
         Rates {
             ms,
             gflop_per_s: rate(pass.flop),
