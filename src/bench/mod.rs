@@ -129,11 +129,14 @@ pub fn rows(suites: &[String], size: Size, filter: &str) -> Result<Vec<Row>> {
     if let Some(other) = suites.iter().find(|name| SUITES.iter().all(|s| s.name != **name)) {
         return Err(Error::usage(format!("unknown suite '{other}'; there are {}", names())));
     }
-    let filter = Regex::new(filter)
-        .map_err(|e| Error::usage(format!("--filter '{filter}' is no regular expression: {e}")))?;
+    let expression = Regex::new(filter).map_err(|e| {
+        let message = e.to_string(); // several lines, of which the last says what is wrong
+        let why = message.lines().last().unwrap_or_default().trim_start_matches("error: ");
+        Error::usage(format!("--filter '{filter}' is no regular expression: {why}"))
+    })?;
     let wanted = |s: &&Suite| suites.is_empty() || suites.iter().any(|name| name == s.name);
     let all = SUITES.iter().filter(wanted).flat_map(|s| (s.rows)(size));
-    let rows: Vec<Row> = all.filter(|row| filter.is_match(&row.name)).collect();
+    let rows: Vec<Row> = all.filter(|row| expression.is_match(&row.name)).collect();
     if rows.is_empty() {
         return Err(Error::usage(format!(
             "no row matches --filter '{filter}'; `attn2d bench --list` shows them all"
