@@ -108,9 +108,9 @@ pub enum Outcome {
     /// It was timed.
     Timed {
         /// The forward; none for whole steps.
-        forward: Option<Timing>,
+        forward: Option<Box<Timing>>,
         /// Forward and backward, or the whole step.
-        whole: Timing,
+        whole: Box<Timing>,
         /// Bytes of tensors at the worst moment of a whole pass, beside its inputs.
         peak_bytes: usize,
     },
@@ -196,7 +196,8 @@ fn measure(row: &Row, device: &Device, dtype: DType, seconds: f64) -> Result<Out
     let calls = prepare(row, device, dtype)?;
     let forward =
         calls.forward.as_ref().map(|call| measure::time(device, call, seconds)).transpose()?;
-    let whole = measure::time(device, &calls.whole, seconds)?;
+    let forward = forward.map(Box::new);
+    let whole = Box::new(measure::time(device, &calls.whole, seconds)?);
     let live = device.memory().live;
     device.reset_peak();
     (calls.whole)()?;

@@ -202,7 +202,7 @@ impl Report {
         };
         let clock = match self.device.caps() {
             caps if caps.max_invocations == 1 => "host's clock",
-            caps if caps.software => "host's clock; software plays the GPU: no measure of one",
+            caps if caps.software => "software plays the GPU: no measure of one",
             caps if caps.timestamps => "sum of kernels on the device's clock, caches cold",
             _ => "host's clock, caches warm",
         };
