@@ -34,7 +34,7 @@ fn temporary() -> tempfile::TempDir {
 fn help_shows_verbs_flags_and_examples() {
     let dir = temporary();
     let help = text(&attn2d(dir.path(), &["--help"]).stdout);
-    for verb in ["train", "eval", "models", "data", "verify", "doctor"] {
+    for verb in ["train", "eval", "models", "data", "verify", "bench", "doctor"] {
         assert!(help.contains(verb), "{verb} in {help}");
     }
     let help = text(&attn2d(dir.path(), &["train", "--help"]).stdout);
@@ -142,4 +142,44 @@ fn models_are_listed_explained_and_counted() {
 
     fails(dir.path(), &["models", "resnet18", "--num-classes", "0"], 2, &["0 classes"]);
     fails(dir.path(), &["models", "resnet18+ga@4:haeds=4"], 2, &["did you mean 'heads=8'?"]);
+}
+
+#[test]
+fn bench_lists_times_and_refuses() {
+    let dir = temporary();
+    fails(dir.path(), &["bench", "speed"], 2, &["unknown suite 'speed'; there are ops, step"]);
+    fails(dir.path(), &["bench", "--filter", "("], 2, &["--filter '('"]);
+    fails(
+        dir.path(),
+        &["bench", "--filter", "zzz"],
+        2,
+        &["no row matches --filter 'zzz'", "--list"],
+    );
+    fails(dir.path(), &["bench", "--device", "gpu"], 2, &["unknown device 'gpu'"]);
+    for wrong in ["0", "-1", "inf", "NaN"] {
+        let words = ["bench", "--device", "cpu", "--min-time", wrong];
+        fails(dir.path(), &words, 2, &["--min-time", "expected seconds above 0"]);
+    }
+    let words =
+        ["bench", "--size", "tiny", "--device", "cpu", "--filter", "adamw", "--json", "no/x"];
+    fails(dir.path(), &words, 1, &["no/x: No such file"]);
+    let output = attn2d(dir.path(), &["bench", "--precision", "f64"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("f32, f16, bf16"), "{}", text(&output.stderr));
+
+    let listed = attn2d(dir.path(), &["bench", "ops", "--list", "--json", "rows.json"]);
+    assert!(text(&listed.stdout).contains("\nconv2d_3x3_64x56 "), "{}", text(&listed.stdout));
+    let rows = std::fs::read_to_string(dir.path().join("rows.json")).expect("written");
+    let rows: serde_json::Value = serde_json::from_str(&rows).expect("JSON");
+    assert_eq!(rows["rows"][0]["subject"]["op"], "conv2d");
+    assert_eq!(rows["rows"][0]["work"]["forward"]["flop"], 2.0 * 8.0 * 3136.0 * 64.0 * 576.0);
+
+    let words = "bench --size tiny --device cpu --filter ^linear --min-time 0.01 --json times.json";
+    let timed = attn2d(dir.path(), &words.split(' ').collect::<Vec<_>>());
+    assert!(timed.status.success(), "{}", text(&timed.stderr));
+    assert!(text(&timed.stdout).contains("\nlinear_4x16_10 "), "{}", text(&timed.stdout));
+    let times = std::fs::read_to_string(dir.path().join("times.json")).expect("written");
+    let times: serde_json::Value = serde_json::from_str(&times).expect("JSON");
+    assert_eq!(times["environment"]["device"], "cpu");
+    assert!(times["rows"][0]["whole"]["ms"].as_f64().expect("a time") > 0.0);
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What PyTorch takes on this machine for the rows of `benches/ops.rs` and `benches/step.rs`, in milliseconds.
+"""What PyTorch takes on this machine for the rows of `attn2d bench` (small; `src/bench/rows.rs`), in milliseconds.
 
     pip install torch torchvision
     python benches/peers/torch_bench.py torch.json [--only REGEX] [--samples 7] [--compile] [--keep-memory]

@@ -1,5 +1,6 @@
 //! The command line: one file a verb.
 
+pub mod bench;
 pub mod data;
 pub mod doctor;
 pub mod eval;
@@ -33,6 +34,8 @@ enum Verb {
     Data(data::Options),
     /// Run every op's conformance cases on every device and print an op-by-device table
     Verify(crate::verify::Options),
+    /// Time ops and training steps on a device, beside what it can do at most
+    Bench(crate::bench::Options),
     /// Show devices, drivers and limits, what is missing and how to get it
     Doctor,
 }
@@ -68,6 +71,7 @@ fn run(verb: &Verb) -> Result<bool> {
         Verb::Models(options) => models::models(options).map(|()| true),
         Verb::Data(options) => data::data(options).map(|()| true),
         Verb::Verify(options) => verify::verify(options),
+        Verb::Bench(options) => bench::bench(options),
         Verb::Doctor => {
             print!("{}", doctor::report());
             Ok(true)

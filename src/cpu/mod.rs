@@ -20,6 +20,7 @@ pub(crate) mod layer_norm;
 pub(crate) mod local_attention;
 pub(crate) mod max_pool2d;
 pub(crate) mod optim_step;
+pub(crate) mod peak;
 pub(crate) mod reduce;
 pub(crate) mod rows;
 pub(crate) mod simd;

@@ -1,0 +1,167 @@
+//! What the device can do at most: bytes copied and f32 multiply-adds a second, measured before the rows; for 16-bit
+//! elements, whose tensor cores no kernel here can saturate, the maker's figure where it is known.
+
+use super::make::Call;
+use super::measure::{is_hardware_gpu, wall};
+use crate::cpu::peak as cpu;
+use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params};
+use crate::{DType, Device, Result, Tensor};
+use bytemuck::{Pod, Zeroable};
+use serde::Serialize;
+
+/// A rate, and where it comes from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Ceiling {
+    /// Bytes or floating-point operations a second.
+    pub per_second: f64,
+    /// `measured` here and now, or `spec`: the maker's figure, which no program reaches.
+    pub source: &'static str,
+    /// How it was measured, or whose figure it is.
+    pub how: String,
+}
+
+/// The two ceilings of a device.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Ceilings {
+    /// Bytes read and written a second by a copy on the device.
+    pub copy: Ceiling,
+    /// Floating-point operations a second (a multiply-add is two); `None` where nothing is known.
+    pub multiply_add: Option<Ceiling>,
+}
+
+/// The parameter block of the multiply-add kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub(crate) struct PeakParams {
+    /// Chains, and multiply-adds of each.
+    pub(crate) len: u32,
+    pub(crate) rounds: u32,
+    /// v = a v + b.
+    pub(crate) a: f32,
+    pub(crate) b: f32,
+}
+
+/// y[i] = i, then `rounds` times a y[i] + b: registers only, so nothing but the multiply-add units can bind.
+static PEAK: Kernel = Kernel {
+    name: "peak_fma_f32",
+    bindings: &[("y", Access::Write, F32)],
+    cpu: cpu::fma,
+    wgsl: include_str!("../../shaders/peak.wgsl"),
+    cuda: Some(Cuda {
+        text: cuda_text!("peak"),
+        half: None,
+        plan: |bytes, _| CudaPlan::items(params::<PeakParams>(bytes).len as usize, CHAINS, 256),
+    }),
+    plan: |bytes, _| Plan::items(params::<PeakParams>(bytes).len as usize, 256 * CHAINS),
+};
+
+/// Chains of a GPU's thread: enough to hide the latency of one.
+const CHAINS: u32 = 16;
+
+/// Measures both ceilings in about `seconds`.
+///
+/// # Errors
+/// [`crate::Error::Device`] when memory runs out or the device is lost.
+pub(crate) fn ceilings(device: &Device, dtype: DType, seconds: f64) -> Result<Ceilings> {
+    let copy = copy(device, seconds / 2.0)?;
+    let multiply_add = match dtype {
+        DType::F32 => Some(multiply_add(device, seconds / 2.0)?),
+        _ => tensor_cores(&device.caps().adapter),
+    };
+    Ok(Ceilings { copy, multiply_add })
+}
+
+fn copy(device: &Device, seconds: f64) -> Result<Ceiling> {
+    let bytes = match (is_hardware_gpu(device), device.caps().software) {
+        (true, _) => 512usize << 20,
+        (_, true) => 1 << 20,
+        _ => 128 << 20, // more than a server's last cache
+    };
+    let tensor = || Tensor::zeros(device, &[bytes / 4]);
+    let (to, from) = (tensor()?, tensor()?);
+    let call: Call = Box::new(move || to.copy_from(&from));
+    let best = wall(device, &call, seconds)?;
+    let how = format!(
+        "copy of {} MiB on the device, read and written bytes, best of {}",
+        bytes >> 20,
+        best.samples
+    );
+    Ok(Ceiling { per_second: 2e3 * bytes as f64 / best.best_ms, source: "measured", how })
+}
+
+fn multiply_add(device: &Device, seconds: f64) -> Result<Ceiling> {
+    let (len, rounds) = match (is_hardware_gpu(device), device.caps().software) {
+        (true, _) => (8 << 20, 2048),
+        (_, true) => (8 << 10, 64),
+        _ => (96 << 8, 2048),
+    };
+    let y = Tensor::empty(device, &[len])?;
+    let p = PeakParams { len: len as u32, rounds, a: 0.999, b: 0.001 };
+    let call: Call = Box::new(move || PEAK.launch(&p, &[&y]));
+    let flop = 2.0 * len as f64 * f64::from(rounds);
+    let best = wall(device, &call, seconds)?;
+    let how = format!(
+        "f32 multiply-adds in registers, {len} chains of {rounds}, best of {}",
+        best.samples
+    );
+    Ok(Ceiling { per_second: 1e3 * flop / best.best_ms, source: "measured", how })
+}
+
+/// Dense 16-bit tensor-core rates with f32 sums by NVIDIA's data sheets, TFLOP/s; the first name that matches counts.
+const SHEETS: [(&str, f64); 9] = [
+    ("H100 PCIe", 756.0),
+    ("H100", 989.4),
+    ("H200", 989.4),
+    ("A100", 312.0),
+    ("L40S", 362.0),
+    ("L4 ", 121.0),
+    ("RTX 4090", 165.2),
+    ("RTX 3090", 71.0),
+    ("A10 ", 125.0),
+];
+
+fn tensor_cores(adapter: &str) -> Option<Ceiling> {
+    let (name, tera) = SHEETS.iter().find(|(name, _)| adapter.contains(name))?;
+    let how = format!("data sheet of NVIDIA {}, dense 16-bit products with f32 sums", name.trim());
+    Some(Ceiling { per_second: tera * 1e12, source: "spec", how })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The chains end where they should, on every device that is here: a device that skips work would look fast.
+    #[test]
+    fn the_multiply_adds_are_done() {
+        for report in crate::device_reports().iter().filter(|r| r.caps.is_some()) {
+            let device = Device::new(&report.name).unwrap();
+            for len in [1usize, 95, 97, 5000] {
+                let y = Tensor::empty(&device, &[len]).unwrap();
+                let p = PeakParams { len: len as u32, rounds: 7, a: 0.5, b: 0.25 };
+                PEAK.launch(&p, &[&y]).unwrap();
+                for (i, got) in y.to_f32().unwrap().into_iter().enumerate() {
+                    let want = (0..7).fold(i as f32, |v, _| v * 0.5 + 0.25);
+                    let gap = (got - want).abs();
+                    assert!(gap <= 1e-6 * want.abs(), "{}: {i}: {got} {want}", report.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ceilings_of_the_cpu_are_plausible() {
+        let c = ceilings(&Device::cpu(), DType::F32, 0.05).unwrap();
+        assert!(c.copy.per_second > 1e8 && c.copy.per_second < 1e13, "{c:?}");
+        let flops = c.multiply_add.unwrap().per_second;
+        assert!(flops > 1e8 && flops < 1e14, "{flops}");
+        assert_eq!(ceilings(&Device::cpu(), DType::BF16, 0.02).unwrap().multiply_add, None);
+    }
+
+    #[test]
+    fn a_data_sheet_is_said_to_be_one() {
+        let rate = |name| tensor_cores(name).map(|c| (c.per_second / 1e12, c.source));
+        assert_eq!(rate("NVIDIA H100 80GB HBM3 (compute capability 9.0)"), Some((989.4, "spec")));
+        assert_eq!(rate("NVIDIA H100 PCIe (compute capability 9.0)"), Some((756.0, "spec")));
+        assert_eq!(rate("llvmpipe"), None);
+    }
+}
