@@ -6,6 +6,7 @@ pub(crate) mod attention_rows;
 pub(crate) mod batch_norm;
 pub mod case;
 pub(crate) mod cast;
+mod columns;
 pub(crate) mod conv2d;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
