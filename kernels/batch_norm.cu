@@ -1,9 +1,12 @@
 // Batch norm fused with residual and activation; formulas and the table [4, channels] (mean, 1 / std, weight / std, bias) are
-// explained in src/ops/batch_norm.rs. Layout [rows, channels].
+// explained in src/ops/batch_norm.rs. Layout [rows, channels]. Images are stored as the launch says; the table, weight, bias,
+// running statistics and their sums are f32 throughout, and nothing is rounded between load and store.
 //
 // Statistics and sums: a block takes a block of rows and some channels (columns.cuh); a second launch joins the blocks, one
-// thread a channel. The rest: a thread owns four neighbouring elements. Bytes: stats x, forward x (+ residual) and y; backward
-// sums x, dy (+ third), backward the same and dx (+ dresidual). Memory-bound.
+// thread a channel. The rest: a thread owns neighbouring elements of 16 bytes, four in f32, eight of a 16-bit type. Bytes: stats x,
+// forward x (+ residual) and y; backward sums x, dy (+ third), backward the same and dx (+ dresidual): half of them in half
+// precision, but for the table, which comes from the cache. Memory-bound: twice as fast in half precision is what to expect
+// (not timed: no GPU).
 
 #include "common.cuh"
 #include "columns.cuh"
@@ -19,61 +22,68 @@ struct BatchNormParams {
 
 // ------------------------------------------------------------------------------------------------ statistics
 
-// A running mean and sum of squared deviations, merged by Chan, Golub and LeVeque's rule: exact also far from zero.
-struct Moments { float seen, mean, m2; };
+// Of N channels: a running mean and sum of squared deviations, merged by Chan, Golub and LeVeque's rule: exact also far from zero.
+template <int N> struct Moments {
+    float seen, mean[N], m2[N];
 
-DEVICE Moments merge(Moments a, Moments b) {
-    float n = a.seen + b.seen;
-    float share = n > 0.0f ? b.seen / n : 0.0f;
-    float delta = b.mean - a.mean;
-    return Moments{n, a.mean + delta * share, a.m2 + b.m2 + delta * delta * (a.seen * share)};
-}
+    DEVICE void merge(float more, const float *means, const float *m2s) {
+        float n = seen + more;
+        float share = n > 0.0f ? more / n : 0.0f;
+        UNROLL for (int k = 0; k < N; k++) {
+            float delta = means[k] - mean[k];
+            mean[k] += delta * share;
+            m2[k] = m2[k] + m2s[k] + delta * delta * (seen * share);
+        }
+        seen = n;
+    }
+};
 
-template <int N> DEVICE void stats(BatchNormParams p, const float *x, float *part, float *shares) {
+template <int N> DEVICE void stats(BatchNormParams p, const Real *x, float *part, float *shares) {
     Columns at = columns<N>(p.channels, blockIdx.x);
     u32 first = blockIdx.y * p.rows_per_block, end = least(first + p.rows_per_block, p.rows);
-    Moments total[N];
-    UNROLL for (int k = 0; k < N; k++) total[k] = Moments{0.0f, 0.0f, 0.0f};
+    Moments<N> total = {};
     u32 r = at.inside ? first + at.row : end;
     // Four rows in registers at a time: their own mean first, so that a division comes once in four.
     for (; r + 3 * at.step < end; r += 4 * at.step) {
-        Pack<N> v[4];
+        Pack<N> v[4], mean, m2;
         UNROLL for (int j = 0; j < 4; j++) v[j] = load<N>(x + (r + j * at.step) * p.channels + at.channel);
         UNROLL for (int k = 0; k < N; k++) {
-            float mean = ((v[0].v[k] + v[1].v[k]) + (v[2].v[k] + v[3].v[k])) * 0.25f, m2 = 0.0f;
-            UNROLL for (int j = 0; j < 4; j++) m2 += (v[j].v[k] - mean) * (v[j].v[k] - mean);
-            total[k] = merge(total[k], Moments{4.0f, mean, m2});
+            mean.v[k] = ((v[0].v[k] + v[1].v[k]) + (v[2].v[k] + v[3].v[k])) * 0.25f;
+            m2.v[k] = 0.0f;
+            UNROLL for (int j = 0; j < 4; j++) m2.v[k] += (v[j].v[k] - mean.v[k]) * (v[j].v[k] - mean.v[k]);
         }
+        total.merge(4.0f, mean.v, m2.v);
     }
-    for (; r < end; r += at.step) {
-        Pack<N> v = load<N>(x + r * p.channels + at.channel);
-        UNROLL for (int k = 0; k < N; k++) total[k] = merge(total[k], Moments{1.0f, v.v[k], 0.0f});
-    }
+    const Pack<N> zero = {};
+    for (; r < end; r += at.step) total.merge(1.0f, load<N>(x + r * p.channels + at.channel).v, zero.v);
     // The tree over the rows of threads.
     float *mine = shares + threadIdx.x;
-    UNROLL for (int k = 0; k < N; k++) {
-        mine[2 * k * 256] = total[k].mean;
-        mine[(2 * k + 1) * 256] = total[k].m2;
-    }
-    mine[2 * N * 256] = total[0].seen;
+    auto show = [&] {
+        UNROLL for (int k = 0; k < N; k++) {
+            mine[2 * k * 256] = total.mean[k];
+            mine[(2 * k + 1) * 256] = total.m2[k];
+        }
+        mine[2 * N * 256] = total.seen;
+    };
+    show();
     for (u32 half = at.step / 2; half > 0; half /= 2) {
         __syncthreads();
         if (at.row < half) {
             const float *other = mine + half * at.lanes;
+            Pack<N> mean, m2;
             UNROLL for (int k = 0; k < N; k++) {
-                Moments theirs = {other[2 * N * 256], other[2 * k * 256], other[(2 * k + 1) * 256]};
-                total[k] = merge(total[k], theirs);
-                mine[2 * k * 256] = total[k].mean;
-                mine[(2 * k + 1) * 256] = total[k].m2;
+                mean.v[k] = other[2 * k * 256];
+                m2.v[k] = other[(2 * k + 1) * 256];
             }
-            mine[2 * N * 256] = total[0].seen;
+            total.merge(other[2 * N * 256], mean.v, m2.v);
+            show();
         }
     }
     if (at.inside && at.row == 0) {
         Pack<N> mean, m2;
         UNROLL for (int k = 0; k < N; k++) {
-            mean.v[k] = total[k].mean;
-            m2.v[k] = total[k].m2;
+            mean.v[k] = total.mean[k];
+            m2.v[k] = total.m2[k];
         }
         float *out = part + blockIdx.y * 2 * p.channels + at.channel;
         store(out, mean);
@@ -82,10 +92,9 @@ template <int N> DEVICE void stats(BatchNormParams p, const float *x, float *par
 }
 
 // part [blocks, 2, channels]
-KERNEL(256) batch_norm_stats_f32(BatchNormParams p, const float *x, float *part) {
-    SMEM(float, shares, 9 * 256);
-    if (p.channels % 4 == 0) stats<4>(p, x, part, shares);
-    else stats<1>(p, x, part, shares);
+KERNEL(256) OF(batch_norm_stats)(BatchNormParams p, const Real *x, float *part) {
+    SMEM(float, shares, (2 * WIDE<Real> + 1) * 256);
+    with_width(p.channels, [=](auto width) { stats<width.n>(p, x, part, shares); });
 }
 
 KERNEL(64) batch_norm_finish_f32(
@@ -93,20 +102,20 @@ KERNEL(64) batch_norm_finish_f32(
     float *table) {
     u32 c = flat_id();
     if (c >= p.channels) return;
-    Moments total = {0.0f, 0.0f, 0.0f};
+    Moments<1> total = {};
     for (u32 b = 0; b < p.blocks; b++) {
         u32 rows = least(p.rows_per_block, p.rows - b * p.rows_per_block);
         const float *at = part + b * 2 * p.channels + c;
-        total = merge(total, Moments{float(rows), at[0], at[p.channels]});
+        total.merge(float(rows), at, at + p.channels);
     }
     float rows = float(p.rows);
-    float inv_std = 1.0f / sqrtf(total.m2 / rows + p.eps);
-    table[c] = total.mean;
+    float inv_std = 1.0f / sqrtf(total.m2[0] / rows + p.eps);
+    table[c] = total.mean[0];
     table[p.channels + c] = inv_std;
     table[2 * p.channels + c] = weight[c] * inv_std;
     table[3 * p.channels + c] = bias[c];
-    running_mean[c] += p.momentum * (total.mean - running_mean[c]);
-    running_var[c] += p.momentum * (total.m2 / (rows - 1.0f) - running_var[c]);
+    running_mean[c] += p.momentum * (total.mean[0] - running_mean[c]);
+    running_var[c] += p.momentum * (total.m2[0] / (rows - 1.0f) - running_var[c]);
 }
 
 KERNEL(64) batch_norm_table_f32(
@@ -123,7 +132,7 @@ KERNEL(64) batch_norm_table_f32(
 // ------------------------------------------------------------------------------------------------ forward
 
 template <int N> DEVICE void forward(
-    BatchNormParams p, u32 i, u32 c, const float *x, const float *residual, const float *table, float *y) {
+    BatchNormParams p, u32 i, u32 c, const Real *x, const Real *residual, const float *table, Real *y) {
     Pack<N> z = load<N>(x + i), mean = load<N>(table + c), scale = load<N>(table + 2 * p.channels + c),
             shift = load<N>(table + 3 * p.channels + c);
     UNROLL for (int k = 0; k < N; k++) z.v[k] = (z.v[k] - mean.v[k]) * scale.v[k] + shift.v[k];
@@ -138,21 +147,18 @@ template <int N> DEVICE void forward(
     store(y + i, z);
 }
 
-KERNEL(256) batch_norm_fwd_f32(
-    BatchNormParams p, const float *x, const float *residual, const float *table, float *y) {
-    u32 i = 4 * flat_id(), len = p.rows * p.channels;
-    if (p.channels % 4 == 0) {
-        if (i < len) forward<4>(p, i, i % p.channels, x, residual, table, y);
-    } else {
-        for (u32 end = least(i + 4, len); i < end; i++) forward<1>(p, i, i % p.channels, x, residual, table, y);
-    }
+KERNEL(256) OF(batch_norm_fwd)(
+    BatchNormParams p, const Real *x, const Real *residual, const float *table, Real *y) {
+    for_own(p.rows * p.channels, p.channels, [=](auto width, u32 i) {
+        forward<width.n>(p, i, i % p.channels, x, residual, table, y);
+    });
 }
 
 // ------------------------------------------------------------------------------------------------ backward
 
 // g = dy * act'(z) and xhat of N elements. With a residual, third is y (ReLU) or the residual (SiLU).
 template <int N> DEVICE void before_act(
-    BatchNormParams p, u32 i, u32 c, const float *x, const float *dy, const float *third, const float *table, Pack<N> &g,
+    BatchNormParams p, u32 i, u32 c, const Real *x, const Real *dy, const Real *third, const float *table, Pack<N> &g,
     Pack<N> &xhat) {
     Pack<N> image = load<N>(x + i), mean = load<N>(table + c), inv_std = load<N>(table + p.channels + c);
     g = load<N>(dy + i);
@@ -178,7 +184,7 @@ template <int N> DEVICE void before_act(
 }
 
 template <int N> DEVICE void bwd_sums(
-    BatchNormParams p, const float *x, const float *dy, const float *third, const float *table, float *part, float *shares) {
+    BatchNormParams p, const Real *x, const Real *dy, const Real *third, const float *table, float *part, float *shares) {
     Columns at = columns<N>(p.channels, blockIdx.x);
     u32 first = blockIdx.y * p.rows_per_block, end = least(first + p.rows_per_block, p.rows);
     // Sums of g, then sums of g * xhat.
@@ -207,11 +213,10 @@ template <int N> DEVICE void bwd_sums(
 }
 
 // part [blocks, 2, channels]
-KERNEL(256) batch_norm_bwd_sums_f32(
-    BatchNormParams p, const float *x, const float *dy, const float *third, const float *table, float *part) {
-    SMEM(float, shares, 8 * 256);
-    if (p.channels % 4 == 0) bwd_sums<4>(p, x, dy, third, table, part, shares);
-    else bwd_sums<1>(p, x, dy, third, table, part, shares);
+KERNEL(256) OF(batch_norm_bwd_sums)(
+    BatchNormParams p, const Real *x, const Real *dy, const Real *third, const float *table, float *part) {
+    SMEM(float, shares, 2 * WIDE<Real> * 256);
+    with_width(p.channels, [=](auto width) { bwd_sums<width.n>(p, x, dy, third, table, part, shares); });
 }
 
 KERNEL(64) batch_norm_bwd_finish_f32(BatchNormParams p, const float *part, float *dweight, float *dbias) {
@@ -228,8 +233,8 @@ KERNEL(64) batch_norm_bwd_finish_f32(BatchNormParams p, const float *part, float
 }
 
 template <int N> DEVICE void backward(
-    BatchNormParams p, u32 i, const float *x, const float *dy, const float *third, const float *table, const float *dweight,
-    const float *dbias, float *dx, float *dresidual) {
+    BatchNormParams p, u32 i, const Real *x, const Real *dy, const Real *third, const float *table, const float *dweight,
+    const float *dbias, Real *dx, Real *dresidual) {
     u32 c = i % p.channels;
     Pack<N> g, xhat, out, scale = load<N>(table + 2 * p.channels + c);
     before_act<N>(p, i, c, x, dy, third, table, g, xhat);
@@ -244,15 +249,10 @@ template <int N> DEVICE void backward(
     if (p.residual_grad) store(dresidual + i, g);
 }
 
-KERNEL(256) batch_norm_bwd_f32(
-    BatchNormParams p, const float *x, const float *dy, const float *third, const float *table, const float *dweight,
-    const float *dbias, float *dx, float *dresidual) {
-    u32 i = 4 * flat_id(), len = p.rows * p.channels;
-    if (p.channels % 4 == 0) {
-        if (i < len) backward<4>(p, i, x, dy, third, table, dweight, dbias, dx, dresidual);
-    } else {
-        for (u32 end = least(i + 4, len); i < end; i++) {
-            backward<1>(p, i, x, dy, third, table, dweight, dbias, dx, dresidual);
-        }
-    }
+KERNEL(256) OF(batch_norm_bwd)(
+    BatchNormParams p, const Real *x, const Real *dy, const Real *third, const float *table, const float *dweight,
+    const float *dbias, Real *dx, Real *dresidual) {
+    for_own(p.rows * p.channels, p.channels, [=](auto width, u32 i) {
+        backward<width.n>(p, i, x, dy, third, table, dweight, dbias, dx, dresidual);
+    });
 }

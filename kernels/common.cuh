@@ -84,7 +84,8 @@ DEVICE u32 least(u32 a, u32 b) { return a < b ? a : b; }
 DEVICE float4 load4(const float *p) { return *reinterpret_cast<const float4 *>(p); }
 DEVICE void store4(float *p, float4 v) { *reinterpret_cast<float4 *>(p) = v; }
 
-// N numbers side by side, moved by one access: N is 1 or 4, and 2 or 8 of the 16-bit types.
+// N numbers side by side, moved by one access: N is 1 or 4, and 2 or 8 of the 16-bit types. Eight floats take two accesses: what
+// stands in f32 beside eight numbers of a 16-bit type.
 template <int N> struct Pack { float v[N]; };
 // How many numbers of a type an access of 16 bytes moves.
 template <class T> constexpr int WIDE = 16 / sizeof(T);
@@ -93,6 +94,9 @@ template <int N> DEVICE Pack<N> load(const float *p) {
     if constexpr (N == 4) {
         float4 v = load4(p);
         return Pack<N>{{v.x, v.y, v.z, v.w}};
+    } else if constexpr (N == 8) {
+        float4 v = load4(p), w = load4(p + 4);
+        return Pack<N>{{v.x, v.y, v.z, v.w, w.x, w.y, w.z, w.w}};
     } else {
         return Pack<N>{{*p}};
     }
@@ -132,6 +136,30 @@ template <int N, class T> DEVICE void store(T *p, Pack<N> x) {
 
 DEVICE void store(float *p, Pack<1> x) { *p = x.v[0]; }
 DEVICE void store(float *p, Pack<4> x) { store4(p, make_float4(x.v[0], x.v[1], x.v[2], x.v[3])); }
+DEVICE void store(float *p, Pack<8> x) {
+    store4(p, make_float4(x.v[0], x.v[1], x.v[2], x.v[3]));
+    store4(p + 4, make_float4(x.v[4], x.v[5], x.v[6], x.v[7]));
+}
+
+// N as an argument.
+template <int N> struct Width { static constexpr int n = N; };
+
+// The widest access that leaves no pack of a row of so many channels half outside: f(Width<N>) for N = 8 (16-bit types), 4 or 1.
+template <class F> DEVICE void with_width(u32 channels, F f) {
+    if constexpr (WIDE<Real> == 8) {
+        if (channels % 8 == 0) return f(Width<8>{});
+    }
+    if (channels % 4 == 0) f(Width<4>{});
+    else f(Width<1>{});
+}
+
+// This thread's share of len elements in rows of so many channels, 16 bytes of Real: f(Width<N>, i) for packs i .. i + N of one row.
+template <class F> DEVICE void for_own(u32 len, u32 channels, F f) {
+    with_width(channels, [=](auto width) {
+        u32 i = WIDE<Real> * flat_id(), end = least(i + WIDE<Real>, len);
+        for (; i < end; i += width.n) f(width, i);
+    });
+}
 
 // ------------------------------------------------------------------------------------------------ functions
 

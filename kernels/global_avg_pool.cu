@@ -1,14 +1,14 @@
 // The mean over an image's pixels: x [images, pixels, channels] -> y [images, channels].
 //
-// Forward: a block owns an image and some channels, as columns.cuh says. Backward: a thread owns four elements. Bytes: each
-// tensor once. Memory-bound.
+// Forward: a block owns an image and some channels, as columns.cuh says. Backward: a thread owns neighbouring elements of 16
+// bytes. Sums are in f32. Bytes: each tensor once. Memory-bound.
 
 #include "common.cuh"
 #include "columns.cuh"
 
 struct GlobalAvgPoolParams { u32 images, pixels, channels; };
 
-template <int N> DEVICE void mean(GlobalAvgPoolParams p, const float *x, float *y, float *shares) {
+template <int N> DEVICE void mean(GlobalAvgPoolParams p, const Real *x, Real *y, float *shares) {
     u32 image = blockIdx.x % p.images;
     Columns at = columns<N>(p.channels, blockIdx.x / p.images);
     float total[N] = {};
@@ -26,24 +26,18 @@ template <int N> DEVICE void mean(GlobalAvgPoolParams p, const float *x, float *
     }
 }
 
-KERNEL(256) global_avg_pool_fwd_f32(GlobalAvgPoolParams p, const float *x, float *y) {
-    SMEM(float, shares, 4 * 256);
-    if (p.channels % 4 == 0) mean<4>(p, x, y, shares);
-    else mean<1>(p, x, y, shares);
+KERNEL(256) OF(global_avg_pool_fwd)(GlobalAvgPoolParams p, const Real *x, Real *y) {
+    SMEM(float, shares, WIDE<Real> * 256);
+    with_width(p.channels, [=](auto width) { mean<width.n>(p, x, y, shares); });
 }
 
-template <int N> DEVICE void spread(GlobalAvgPoolParams p, u32 i, const float *dy, float *dx) {
+template <int N> DEVICE void spread(GlobalAvgPoolParams p, u32 i, const Real *dy, Real *dx) {
     u32 image = i / (p.pixels * p.channels);
     Pack<N> v = load<N>(dy + image * p.channels + i % p.channels);
     UNROLL for (int k = 0; k < N; k++) v.v[k] /= float(p.pixels);
     store(dx + i, v);
 }
 
-KERNEL(256) global_avg_pool_bwd_f32(GlobalAvgPoolParams p, const float *dy, float *dx) {
-    u32 i = 4 * flat_id(), len = p.images * p.pixels * p.channels;
-    if (p.channels % 4 == 0) {
-        if (i < len) spread<4>(p, i, dy, dx);
-    } else {
-        for (u32 end = least(i + 4, len); i < end; i++) spread<1>(p, i, dy, dx);
-    }
+KERNEL(256) OF(global_avg_pool_bwd)(GlobalAvgPoolParams p, const Real *dy, Real *dx) {
+    for_own(p.images * p.pixels * p.channels, p.channels, [=](auto width, u32 i) { spread<width.n>(p, i, dy, dx); });
 }

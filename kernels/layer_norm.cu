@@ -1,8 +1,9 @@
 // Layer norm along rows: x [rows, channels]; formulas in src/ops/layer_norm.rs. stats [rows, 2]: mean, 1 / std.
 //
-// A warp owns a row, eight rows a block; a lane takes N neighbouring channels at a time. The row is read again for each pass,
-// out of the cache. Weight and bias gradients: column sums (columns.cuh). Bytes: forward x, y; backward x, dy, dx, and x, dy again
-// for the sums. Memory-bound.
+// A warp owns a row, eight rows a block; a lane takes N neighbouring channels at a time, 16 bytes where the channels are a multiple
+// of them. The row is read again for each pass, out of the cache. Weight and bias gradients: column sums (columns.cuh). Rows are
+// stored as the launch says; weight, bias, stats and sums are f32. Bytes: forward x, y; backward x, dy, dx, and x, dy again for
+// the sums. Memory-bound.
 
 #include "common.cuh"
 #include "columns.cuh"
@@ -13,7 +14,7 @@ struct LayerNormParams { u32 rows, channels, rows_per_block, blocks; float eps; 
 DEVICE u32 row_of_warp() { return blockIdx.x * 8 + threadIdx.x / 32; }
 
 template <int N> DEVICE void fwd(
-    LayerNormParams p, u32 row, const float *x, const float *weight, const float *bias, float *y, float *stats) {
+    LayerNormParams p, u32 row, const Real *x, const float *weight, const float *bias, Real *y, float *stats) {
     u32 first = threadIdx.x % 32 * N;
     x += row * p.channels;
     y += row * p.channels;
@@ -39,16 +40,15 @@ template <int N> DEVICE void fwd(
     }
 }
 
-KERNEL(256) layer_norm_fwd_f32(
-    LayerNormParams p, const float *x, const float *weight, const float *bias, float *y, float *stats) {
+KERNEL(256) OF(layer_norm_fwd)(
+    LayerNormParams p, const Real *x, const float *weight, const float *bias, Real *y, float *stats) {
     u32 row = row_of_warp();
     if (row >= p.rows) return;
-    if (p.channels % 4 == 0) fwd<4>(p, row, x, weight, bias, y, stats);
-    else fwd<1>(p, row, x, weight, bias, y, stats);
+    with_width(p.channels, [=](auto width) { fwd<width.n>(p, row, x, weight, bias, y, stats); });
 }
 
 template <int N> DEVICE void bwd(
-    LayerNormParams p, u32 row, const float *x, const float *dy, const float *weight, const float *stats, float *dx) {
+    LayerNormParams p, u32 row, const Real *x, const Real *dy, const float *weight, const float *stats, Real *dx) {
     u32 first = threadIdx.x % 32 * N, at = row * p.channels;
     float mean = stats[2 * row], inv_std = stats[2 * row + 1], sum = 0.0f, sum_x = 0.0f;
     for (u32 c = first; c < p.channels; c += 32 * N) {
@@ -70,16 +70,15 @@ template <int N> DEVICE void bwd(
     }
 }
 
-KERNEL(256) layer_norm_bwd_f32(
-    LayerNormParams p, const float *x, const float *dy, const float *weight, const float *stats, float *dx) {
+KERNEL(256) OF(layer_norm_bwd)(
+    LayerNormParams p, const Real *x, const Real *dy, const float *weight, const float *stats, Real *dx) {
     u32 row = row_of_warp();
     if (row >= p.rows) return;
-    if (p.channels % 4 == 0) bwd<4>(p, row, x, dy, weight, stats, dx);
-    else bwd<1>(p, row, x, dy, weight, stats, dx);
+    with_width(p.channels, [=](auto width) { bwd<width.n>(p, row, x, dy, weight, stats, dx); });
 }
 
 template <int N> DEVICE void bwd_sums(
-    LayerNormParams p, const float *x, const float *dy, const float *stats, float *part, float *shares) {
+    LayerNormParams p, const Real *x, const Real *dy, const float *stats, float *part, float *shares) {
     Columns at = columns<N>(p.channels, blockIdx.x);
     u32 first = blockIdx.y * p.rows_per_block, end = least(first + p.rows_per_block, p.rows);
     // Sums of dy, then sums of dy * xhat.
@@ -109,11 +108,10 @@ template <int N> DEVICE void bwd_sums(
 }
 
 // part [blocks, 2, channels]
-KERNEL(256) layer_norm_bwd_sums_f32(
-    LayerNormParams p, const float *x, const float *dy, const float *stats, float *part) {
-    SMEM(float, shares, 8 * 256);
-    if (p.channels % 4 == 0) bwd_sums<4>(p, x, dy, stats, part, shares);
-    else bwd_sums<1>(p, x, dy, stats, part, shares);
+KERNEL(256) OF(layer_norm_bwd_sums)(
+    LayerNormParams p, const Real *x, const Real *dy, const float *stats, float *part) {
+    SMEM(float, shares, 2 * WIDE<Real> * 256);
+    with_width(p.channels, [=](auto width) { bwd_sums<width.n>(p, x, dy, stats, part, shares); });
 }
 
 KERNEL(64) layer_norm_bwd_finish_f32(LayerNormParams p, const float *part, float *dweight, float *dbias) {

@@ -19,10 +19,14 @@
 //! ```
 
 use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
+use super::columns::{HALF_WIDE, half_column_plan};
 use super::reduce::{Blocks, GROUP, block_plan, column_plan};
 use crate::cpu::batch_norm as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params, require_f32};
+use crate::kernel::{
+    Access, Cuda, CudaPlan, F32, Kernel, Plan, Stored, cuda_text, params, require_f32,
+    require_float, require_same,
+};
 use crate::tape;
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
@@ -99,34 +103,47 @@ fn plan_channels(bytes: &[u8], _: &crate::Caps) -> Plan {
 }
 
 fn plan_elements(bytes: &[u8], _: &crate::Caps) -> Plan {
-    let p: BatchNormParams = params(bytes);
-    Plan::items(p.rows as usize * p.channels as usize, 256)
+    Plan::items(elements(bytes), 256)
 }
 
-const fn cuda(plan: fn(&[u8], &crate::Caps) -> CudaPlan) -> Option<Cuda> {
-    Some(Cuda { text: cuda_text!("batch_norm"), half: None, plan })
+const fn cuda(plan: fn(&[u8], &crate::Caps) -> CudaPlan) -> Cuda {
+    Cuda { text: cuda_text!("batch_norm"), half: None, plan }
 }
 
-fn cuda_blocks(bytes: &[u8], _: &crate::Caps) -> CudaPlan {
-    let p: BatchNormParams = params(bytes);
-    column_plan(p.channels, p.blocks)
-}
+/// A block for some rows and channels.
+const CUDA_BLOCKS: Option<Cuda> = Some(Cuda {
+    half: Some(|bytes, _| {
+        let p: BatchNormParams = params(bytes);
+        half_column_plan(p.channels, p.blocks)
+    }),
+    ..cuda(|bytes, _| {
+        let p: BatchNormParams = params(bytes);
+        column_plan(p.channels, p.blocks)
+    })
+});
 
-fn cuda_channels(bytes: &[u8], _: &crate::Caps) -> CudaPlan {
+/// A thread a channel; all in f32.
+const CUDA_CHANNELS: Option<Cuda> = Some(cuda(|bytes, _| {
     CudaPlan::items(params::<BatchNormParams>(bytes).channels as usize, 1, 64)
-}
+}));
 
-fn cuda_elements(bytes: &[u8], _: &crate::Caps) -> CudaPlan {
+/// A thread for 16 bytes of the image.
+const CUDA_ELEMENTS: Option<Cuda> = Some(Cuda {
+    half: Some(|bytes, _| CudaPlan::items(elements(bytes), HALF_WIDE, 256)),
+    ..cuda(|bytes, _| CudaPlan::items(elements(bytes), 4, 256))
+});
+
+fn elements(bytes: &[u8]) -> usize {
     let p: BatchNormParams = params(bytes);
-    CudaPlan::items(p.rows as usize * p.channels as usize, 4, 256)
+    p.rows as usize * p.channels as usize
 }
 
 static STATS: Kernel = Kernel {
     name: "batch_norm_stats_f32",
-    bindings: &[("x", Access::Read, F32), ("part", Access::Write, F32)],
+    bindings: &[("x", Access::Read, Stored), ("part", Access::Write, F32)],
     cpu: cpu::stats,
     wgsl: WGSL,
-    cuda: cuda(cuda_blocks),
+    cuda: CUDA_BLOCKS,
     plan: plan_blocks,
 };
 
@@ -142,7 +159,7 @@ static FINISH: Kernel = Kernel {
     ],
     cpu: cpu::finish,
     wgsl: WGSL,
-    cuda: cuda(cuda_channels),
+    cuda: CUDA_CHANNELS,
     plan: plan_channels,
 };
 
@@ -157,36 +174,36 @@ static TABLE: Kernel = Kernel {
     ],
     cpu: cpu::table,
     wgsl: WGSL,
-    cuda: cuda(cuda_channels),
+    cuda: CUDA_CHANNELS,
     plan: plan_channels,
 };
 
 static FWD: Kernel = Kernel {
     name: "batch_norm_fwd_f32",
     bindings: &[
-        ("x", Access::Read, F32),
-        ("residual", Access::Read, F32),
+        ("x", Access::Read, Stored),
+        ("residual", Access::Read, Stored),
         ("table", Access::Read, F32),
-        ("y", Access::Write, F32),
+        ("y", Access::Write, Stored),
     ],
     cpu: cpu::fwd,
     wgsl: WGSL,
-    cuda: cuda(cuda_elements),
+    cuda: CUDA_ELEMENTS,
     plan: plan_elements,
 };
 
 static BWD_SUMS: Kernel = Kernel {
     name: "batch_norm_bwd_sums_f32",
     bindings: &[
-        ("x", Access::Read, F32),
-        ("dy", Access::Read, F32),
-        ("third", Access::Read, F32),
+        ("x", Access::Read, Stored),
+        ("dy", Access::Read, Stored),
+        ("third", Access::Read, Stored),
         ("table", Access::Read, F32),
         ("part", Access::Write, F32),
     ],
     cpu: cpu::bwd_sums,
     wgsl: WGSL,
-    cuda: cuda(cuda_blocks),
+    cuda: CUDA_BLOCKS,
     plan: plan_blocks,
 };
 
@@ -199,34 +216,36 @@ static BWD_FINISH: Kernel = Kernel {
     ],
     cpu: cpu::bwd_finish,
     wgsl: WGSL,
-    cuda: cuda(cuda_channels),
+    cuda: CUDA_CHANNELS,
     plan: plan_channels,
 };
 
 static BWD: Kernel = Kernel {
     name: "batch_norm_bwd_f32",
     bindings: &[
-        ("x", Access::Read, F32),
-        ("dy", Access::Read, F32),
-        ("third", Access::Read, F32),
+        ("x", Access::Read, Stored),
+        ("dy", Access::Read, Stored),
+        ("third", Access::Read, Stored),
         ("table", Access::Read, F32),
         ("dweight", Access::Read, F32),
         ("dbias", Access::Read, F32),
-        ("dx", Access::Write, F32),
-        ("dresidual", Access::Write, F32),
+        ("dx", Access::Write, Stored),
+        ("dresidual", Access::Write, Stored),
     ],
     cpu: cpu::bwd,
     wgsl: WGSL,
-    cuda: cuda(cuda_elements),
+    cuda: CUDA_ELEMENTS,
     plan: plan_elements,
 };
 
 /// `act(bn(x) + residual)`: `x [.., C]` (an image is `[N, H, W, C]`), `weight`, `bias` and the running statistics `[C]`,
 /// the residual shaped as x. In training `running_mean` and `running_var` are updated in place.
 ///
+/// x and the residual may be f32, f16 or bf16, both the same; y and their gradients are stored as they are. All that is one number
+/// a channel, gradients too, is f32.
+///
 /// # Errors
-/// [`Error::Shape`] where shapes do not fit, a tensor is not f32, or a training batch has one value a channel (it has no
-/// variance).
+/// [`Error::Shape`] where shapes or dtypes do not fit, or a training batch has one value a channel (it has no variance).
 pub fn batch_norm(
     x: &Tensor,
     weight: &Tensor,
@@ -251,7 +270,7 @@ pub fn batch_norm(
     } else {
         TABLE.launch(&p, &[weight, bias, running_mean, running_var, &table])?;
     }
-    let y = Tensor::empty(x.device(), x.shape())?;
+    let y = x.empty_like()?;
     FWD.launch(&p, &[x, residual.unwrap_or(x), &table, &y])?;
 
     let mut inputs = vec![x, weight, bias];
@@ -297,10 +316,10 @@ impl Saved {
         let mut dresidual = wants_residual.then(|| dy.clone());
         let mut dx = None;
         if needs[0] || p.residual_grad != 0 {
-            let image = Tensor::empty(device, x.shape())?;
+            let image = x.empty_like()?;
             let residual = match p.residual_grad {
-                0 => device.none()?,
-                _ => Tensor::empty(device, x.shape())?,
+                0 => Tensor::uninit(device, &[4], x.dtype())?,
+                _ => x.empty_like()?,
             };
             BWD.launch(&p, &[&x, dy, &third, &table, &dweight, &dbias, &image, &residual])?;
             dx = Some(image);
@@ -318,7 +337,7 @@ fn check(
     residual: Option<&Tensor>,
     opt: BatchNorm,
 ) -> Result<BatchNormParams> {
-    require_f32(OP, "x", x)?;
+    require_float(OP, "x", x)?;
     let (Some(&channels), true) = (x.shape().last(), x.shape().len() >= 2) else {
         let message = format!("x must be [N, .., C], but its shape is {:?}", x.shape());
         return Err(Error::shape(OP, message));
@@ -334,7 +353,7 @@ fn check(
         }
     }
     if let Some(residual) = residual {
-        require_f32(OP, "residual", residual)?;
+        require_same(OP, ("x", x), "residual", residual)?;
         if residual.shape() != x.shape() {
             let message = format!(
                 "residual must be shaped as x, {:?}, but it is {:?}",
@@ -405,6 +424,9 @@ fn cases() -> Vec<Case> {
         // x itself has 6e-5 of rounding at 1000, and dividing by the deviation keeps it.
         offset.uniform("x", &[2, 7, 9, 3], 998.0, 1002.0).tolerance(1e-3, 1e-3),
         case("several blocks", &[3, 33, 29, 65], true, "relu", true).no_gradcheck(),
+        // Accesses of 4, and of 8 in more than one chunk of channels.
+        case("12 channels", &[2, 5, 3, 12], true, "silu", true),
+        case("264 channels", &[1, 9, 13, 264], true, "relu", true).no_gradcheck(),
         case("129 channels", &[2, 9, 7, 129], true, "silu", false).no_gradcheck(),
     ]
 }
@@ -472,15 +494,15 @@ fn reference(attrs: &Attrs, a: &Arrays) -> Result<Arrays> {
 pub(crate) static SPEC: OpSpec = OpSpec {
     name: OP,
     inputs: &[
-        Port::new("x", Layout::Image),
+        Port::new("x", Layout::Image).stored(),
         Port::new("weight", Layout::Plain),
         Port::new("bias", Layout::Plain),
         Port::new("running_mean", Layout::Plain).no_grad(),
         Port::new("running_var", Layout::Plain).no_grad(),
-        Port::new("residual", Layout::Image).optional(),
+        Port::new("residual", Layout::Image).stored().optional(),
     ],
     outputs: &[
-        Port::new("y", Layout::Image),
+        Port::new("y", Layout::Image).stored(),
         Port::new("running_mean", Layout::Plain).no_grad(),
         Port::new("running_var", Layout::Plain).no_grad(),
     ],

@@ -10,11 +10,13 @@
 //! ```
 
 use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
+use super::columns::HALF_WIDE;
 use crate::Device;
 use crate::cpu::cross_entropy as cpu;
 use crate::error::{Error, Result};
 use crate::kernel::{
-    Access, Cuda, CudaPlan, F32, Kernel, Plan, U32, cuda_text, params, require_f32,
+    Access, Cuda, CudaPlan, F32, Kernel, Plan, Stored, U32, cuda_text, params, require_f32,
+    require_float,
 };
 use crate::tape;
 use crate::tensor::{DType, Tensor};
@@ -42,24 +44,30 @@ pub(crate) struct CrossEntropyParams {
     pub(crate) nan: f32,
 }
 
-const fn cuda(plan: fn(&[u8], &crate::Caps) -> CudaPlan) -> Option<Cuda> {
-    Some(Cuda { text: cuda_text!("cross_entropy"), half: None, plan })
+const fn cuda(plan: fn(&[u8], &crate::Caps) -> CudaPlan) -> Cuda {
+    Cuda { text: cuda_text!("cross_entropy"), half: None, plan }
+}
+
+/// Logits.
+fn elements(bytes: &[u8]) -> usize {
+    let p: CrossEntropyParams = params(bytes);
+    p.rows as usize * p.classes as usize
 }
 
 static FWD: Kernel = Kernel {
     name: "cross_entropy_fwd_f32",
     bindings: &[
-        ("logits", Access::Read, F32),
+        ("logits", Access::Read, Stored),
         ("labels", Access::Read, U32),
         ("class_weight", Access::Read, F32),
         ("rows", Access::Write, F32),
     ],
     cpu: cpu::fwd,
     wgsl: WGSL,
-    cuda: cuda(|bytes, _| {
+    cuda: Some(cuda(|bytes, _| {
         // One warp a row, eight a block.
         CudaPlan::items(params::<CrossEntropyParams>(bytes).rows as usize * 32, 1, 256)
-    }),
+    })),
     plan: |bytes, _| Plan::items(params::<CrossEntropyParams>(bytes).rows as usize, 64),
 };
 
@@ -73,31 +81,28 @@ static FINISH: Kernel = Kernel {
     ],
     cpu: cpu::finish,
     wgsl: WGSL,
-    cuda: cuda(|_, _| CudaPlan::grid([1, 1, 1], 256)),
+    cuda: Some(cuda(|_, _| CudaPlan::grid([1, 1, 1], 256))),
     plan: |_, _| Plan { entry: "", grid: [1, 1, 1] },
 };
 
 static BWD: Kernel = Kernel {
     name: "cross_entropy_bwd_f32",
     bindings: &[
-        ("logits", Access::Read, F32),
+        ("logits", Access::Read, Stored),
         ("labels", Access::Read, U32),
         ("class_weight", Access::Read, F32),
         ("rows", Access::Read, F32),
         ("totals", Access::Read, F32),
         ("dloss", Access::Read, F32),
-        ("dlogits", Access::Write, F32),
+        ("dlogits", Access::Write, Stored),
     ],
     cpu: cpu::bwd,
     wgsl: WGSL,
-    cuda: cuda(|bytes, _| {
-        let p: CrossEntropyParams = params(bytes);
-        CudaPlan::items(p.rows as usize * p.classes as usize, 1, 256)
+    cuda: Some(Cuda {
+        half: Some(|bytes, _| CudaPlan::items(elements(bytes), HALF_WIDE, 256)),
+        ..cuda(|bytes, _| CudaPlan::items(elements(bytes), 4, 256))
     }),
-    plan: |bytes, _| {
-        let p: CrossEntropyParams = params(bytes);
-        Plan::items(p.rows as usize * p.classes as usize, 256)
-    },
+    plan: |bytes, _| Plan::items(elements(bytes), 256),
 };
 
 /// Labels for [`cross_entropy`], checked while they are still on the host.
@@ -117,6 +122,9 @@ pub fn class_labels(device: &Device, labels: &[u32], classes: usize) -> Result<T
 
 /// The mean cross-entropy between `softmax(logits)` and the labels: `logits [N, K]`, `labels [N]` (u32),
 /// `class_weight [K]` -> `[1]`. The gradient flows to the logits.
+///
+/// The logits may be f32, f16 or bf16, and their gradient is stored as they are. Nothing else is rounded to 16 bits: it is the
+/// loss of the logits cast to f32, without the cast. The loss and the class weights are f32.
 ///
 /// A label that is no class makes the loss NaN (make labels with [`class_labels`], which refuses them).
 ///
@@ -140,7 +148,7 @@ pub fn cross_entropy(
     FINISH.launch(&p, &[&rows, &class_weight, &loss, &totals])?;
     let (x, labels) = (logits.detach(), labels.clone());
     Ok(tape::record(OP, &[logits], loss, move |dloss, _| {
-        let dx = Tensor::empty(x.device(), x.shape())?;
+        let dx = x.empty_like()?;
         BWD.launch(&p, &[&x, &labels, &class_weight, &rows, &totals, dloss, &dx])?;
         Ok(vec![Some(dx)])
     }))
@@ -152,7 +160,7 @@ fn check(
     class_weight: Option<&Tensor>,
     opt: CrossEntropy,
 ) -> Result<CrossEntropyParams> {
-    require_f32(OP, "logits", logits)?;
+    require_float(OP, "logits", logits)?;
     let [rows, classes] = logits.dims(OP, "logits")?;
     if labels.dtype() != DType::U32 || labels.shape() != [rows] {
         let message = format!(
@@ -204,6 +212,9 @@ fn cases() -> Vec<Case> {
         weighted(case("one row", 1, 2), 2),
         case("one class", 3, 1),
         case("129 classes", 2, 129).attr("label_smoothing", 0.05),
+        // Classes of whole accesses, of 4 and of 8.
+        case("12 classes", 3, 12),
+        weighted(case("40 classes", 3, 40).attr("label_smoothing", 0.1), 40),
         weighted(case("several workgroups", 131, 33), 33).no_gradcheck(),
     ]
 }
@@ -237,7 +248,7 @@ fn reference(attrs: &Attrs, a: &Arrays) -> Result<Arrays> {
 pub(crate) static SPEC: OpSpec = OpSpec {
     name: OP,
     inputs: &[
-        Port::new("logits", Layout::Plain),
+        Port::new("logits", Layout::Plain).stored(),
         Port::new("labels", Layout::Labels).no_grad(),
         Port::new("class_weight", Layout::Plain).optional().no_grad(),
     ],

@@ -2,9 +2,12 @@
 //! backward rather than saved.
 
 use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
+use super::columns::HALF_WIDE;
 use crate::cpu::dropout as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params, require_f32};
+use crate::kernel::{
+    Access, Cuda, CudaPlan, Kernel, Plan, Stored, cuda_text, params, require_float,
+};
 use crate::tape;
 use crate::tensor::Tensor;
 use crate::tensor::philox::Philox;
@@ -28,12 +31,14 @@ pub(crate) struct DropoutParams {
 
 static APPLY: Kernel = Kernel {
     name: "dropout_fwd_f32",
-    bindings: &[("x", Access::Read, F32), ("y", Access::Write, F32)],
+    bindings: &[("x", Access::Read, Stored), ("y", Access::Write, Stored)],
     cpu: cpu::apply,
     wgsl: include_str!("../../shaders/dropout.wgsl"),
     cuda: Some(Cuda {
         text: cuda_text!("dropout"),
-        half: None,
+        half: Some(|bytes, _| {
+            CudaPlan::items(params::<DropoutParams>(bytes).len as usize, HALF_WIDE, 256)
+        }),
         plan: |bytes, _| CudaPlan::items(params::<DropoutParams>(bytes).len as usize, 4, 256),
     }),
     // Four elements an invocation: one round of Philox gives four words.
@@ -41,12 +46,13 @@ static APPLY: Kernel = Kernel {
 };
 
 /// Sets each element to 0 with the given probability and divides the others by `1 - probability`, so that the mean stays
-/// (Srivastava et al. 2014). The gradient goes through the same mask. With probability 0 it is x itself.
+/// (Srivastava et al. 2014). The gradient goes through the same mask. With probability 0 it is x itself. x may be f32, f16 or bf16:
+/// the mask is the same, y and dx are stored as x is.
 ///
 /// # Errors
-/// [`Error::Shape`] for a tensor that is not f32 or a probability outside `0 <= p < 1`.
+/// [`Error::Shape`] for a tensor of u32 or a probability outside `0 <= p < 1`.
 pub fn dropout(x: &Tensor, probability: f32, stream: Philox) -> Result<Tensor> {
-    require_f32(OP, "x", x)?;
+    require_float(OP, "x", x)?;
     if !(0.0..1.0).contains(&probability) {
         let message = format!("the probability must be at least 0 and below 1, not {probability}");
         return Err(Error::shape(OP, message));
@@ -72,7 +78,7 @@ fn threshold(probability: f32) -> u32 {
 }
 
 fn apply(p: &DropoutParams, x: &Tensor) -> Result<Tensor> {
-    let y = Tensor::empty(x.device(), x.shape())?;
+    let y = x.empty_like()?;
     APPLY.launch(p, &[x, &y])?;
     Ok(y)
 }
@@ -89,8 +95,8 @@ fn options(attrs: &Attrs) -> Result<(f32, Philox)> {
 /// Conformance of [`dropout`].
 pub(crate) static SPEC: OpSpec = OpSpec {
     name: OP,
-    inputs: &[Port::new("x", Layout::Plain)],
-    outputs: &[Port::new("y", Layout::Plain)],
+    inputs: &[Port::new("x", Layout::Plain).stored()],
+    outputs: &[Port::new("y", Layout::Plain).stored()],
     attrs: &["p", "seed", "step", "op"],
     cases: || {
         let case = |label, shape: &[usize]| Case::new(label).normal("x", shape);

@@ -6,9 +6,12 @@
 //! backward asks, for every input pixel, the windows that cover it: no atomics, a fixed order of additions.
 
 use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
+use super::columns::HALF_WIDE;
 use crate::cpu::max_pool2d as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params, require_f32};
+use crate::kernel::{
+    Access, Cuda, CudaPlan, Kernel, Plan, Stored, U32, cuda_text, params, require_float,
+};
 use crate::tape;
 use crate::tensor::{DType, Tensor};
 use bytemuck::{Pod, Zeroable};
@@ -56,15 +59,15 @@ pub(crate) struct MaxPool2dParams {
 static FWD: Kernel = Kernel {
     name: "max_pool2d_fwd_f32",
     bindings: &[
-        ("x", Access::Read, F32),
-        ("y", Access::Write, F32),
-        ("places", Access::Write, F32),
+        ("x", Access::Read, Stored),
+        ("y", Access::Write, Stored),
+        ("places", Access::Write, U32),
     ],
     cpu: cpu::fwd,
     wgsl: WGSL,
     cuda: Some(Cuda {
         text: cuda_text!("max_pool2d"),
-        half: None,
+        half: Some(|bytes, _| CudaPlan::items(out_len(&params(bytes)), HALF_WIDE, 256)),
         plan: |bytes, _| CudaPlan::items(out_len(&params(bytes)), 4, 256),
     }),
     plan: |bytes, _| {
@@ -77,25 +80,23 @@ static FWD: Kernel = Kernel {
 static BWD: Kernel = Kernel {
     name: "max_pool2d_bwd_f32",
     bindings: &[
-        ("dy", Access::Read, F32),
-        ("places", Access::Read, F32),
-        ("dx", Access::Write, F32),
+        ("dy", Access::Read, Stored),
+        ("places", Access::Read, U32),
+        ("dx", Access::Write, Stored),
     ],
     cpu: cpu::bwd,
     wgsl: WGSL,
     cuda: Some(Cuda {
         text: cuda_text!("max_pool2d"),
-        half: None,
-        plan: |bytes, _| {
-            let p: MaxPool2dParams = params(bytes);
-            CudaPlan::items([p.n, p.h, p.w, p.c].iter().map(|&v| v as usize).product(), 4, 256)
-        },
+        half: Some(|bytes, _| CudaPlan::items(in_len(&params(bytes)), HALF_WIDE, 256)),
+        plan: |bytes, _| CudaPlan::items(in_len(&params(bytes)), 4, 256),
     }),
-    plan: |bytes, _| {
-        let p: MaxPool2dParams = params(bytes);
-        Plan::items([p.n, p.h, p.w, p.c].iter().map(|&v| v as usize).product(), 256)
-    },
+    plan: |bytes, _| Plan::items(in_len(&params(bytes)), 256),
 };
+
+fn in_len(p: &MaxPool2dParams) -> usize {
+    [p.n, p.h, p.w, p.c].iter().map(|&v| v as usize).product()
+}
 
 fn out_len(p: &MaxPool2dParams) -> usize {
     [p.n, p.oh, p.ow, p.c].iter().map(|&v| v as usize).product()
@@ -103,25 +104,27 @@ fn out_len(p: &MaxPool2dParams) -> usize {
 
 /// The maximum of each window: `x [N, H, W, C] -> [N, (H + 2 padding - kernel) / stride + 1, .., C]` (rounded down).
 ///
+/// x may be f32, f16 or bf16; y and dx are stored as it is.
+///
 /// # Errors
-/// [`Error::Shape`] where x is not an f32 image, the window does not fit it, a stride or kernel is 0, or the padding is
+/// [`Error::Shape`] where x is not an image of floats, the window does not fit it, a stride or kernel is 0, or the padding is
 /// more than half the kernel (a window could lie outside the image altogether).
 pub fn max_pool2d(x: &Tensor, opt: MaxPool2d) -> Result<Tensor> {
     let p = check(x, opt)?;
-    let y = Tensor::empty(x.device(), &[p.n, p.oh, p.ow, p.c].map(|v| v as usize))?;
+    let y = Tensor::uninit(x.device(), &[p.n, p.oh, p.ow, p.c].map(|v| v as usize), x.dtype())?;
     let words = if p.wide != 0 { out_len(&p) } else { out_len(&p).div_ceil(4) };
     let places = Tensor::uninit(x.device(), &[words], DType::U32)?;
     FWD.launch(&p, &[x, &y, &places])?;
     let shape = x.shape().to_vec();
     Ok(tape::record(OP, &[x], y, move |dy, _| {
-        let dx = Tensor::empty(dy.device(), &shape)?;
+        let dx = Tensor::uninit(dy.device(), &shape, dy.dtype())?;
         BWD.launch(&p, &[dy, &places, &dx])?;
         Ok(vec![Some(dx)])
     }))
 }
 
 fn check(x: &Tensor, opt: MaxPool2d) -> Result<MaxPool2dParams> {
-    require_f32(OP, "x", x)?;
+    require_float(OP, "x", x)?;
     let [n, h, w, c] = x.dims(OP, "x")?;
     let axis = |name: &str, size: usize, kernel: usize, stride: usize, padding: usize| {
         let fail = |what: String| Err(Error::shape(OP, format!("along {name}: {what}")));
@@ -164,6 +167,10 @@ fn cases() -> Vec<Case> {
         case("stride past the kernel", &[1, 9, 9, 3], [2, 2], [3, 4], [1, 0]),
         case("one pixel", &[2, 1, 1, 7], [3, 3], [2, 2], [1, 1]),
         case("more than 256 places", &[1, 17, 17, 1], [17, 17], [1, 1], [8, 8]),
+        case("8 channels", &[2, 7, 5, 8], [3, 3], [2, 2], [1, 1]),
+        case("12 channels", &[1, 5, 3, 12], [2, 2], [1, 1], [0, 0]),
+        case("8 channels of more than 256 places", &[1, 17, 18, 8], [17, 17], [1, 1], [8, 8])
+            .no_gradcheck(),
         case("33 channels", &[2, 17, 15, 33], [3, 3], [2, 2], [1, 1]).no_gradcheck(),
     ]
 }
@@ -198,8 +205,8 @@ fn reference(attrs: &Attrs, a: &Arrays) -> Result<Arrays> {
 /// Conformance of [`max_pool2d`].
 pub(crate) static SPEC: OpSpec = OpSpec {
     name: OP,
-    inputs: &[Port::new("x", Layout::Image)],
-    outputs: &[Port::new("y", Layout::Image)],
+    inputs: &[Port::new("x", Layout::Image).stored()],
+    outputs: &[Port::new("y", Layout::Image).stored()],
     attrs: &["kernel", "stride", "padding"],
     cases,
     run,

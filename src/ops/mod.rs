@@ -6,6 +6,7 @@ pub(crate) mod attention_rows;
 pub(crate) mod batch_norm;
 pub mod case;
 pub(crate) mod cast;
+mod columns;
 pub(crate) mod conv2d;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
@@ -50,7 +51,7 @@ pub fn specs() -> Vec<&'static OpSpec> {
         &elementwise::ADD,
         &elementwise::MUL,
         &elementwise::ADD_BIAS,
-        &conv2d::CONV2D,
+        &conv2d::SPEC,
         &linear::LINEAR,
         &global_attention::SPEC,
         &local_attention::SPEC,
