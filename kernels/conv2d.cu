@@ -12,12 +12,7 @@
 
 #include "common.cuh"
 #include "columns.cuh"
-
-struct Conv2dParams {
-    // Images, input rows, columns and channels; output channels, kernel rows and columns, output rows and columns.
-    u32 n, h, w, c, o, kh, kw, p, q;
-    u32 stride_h, stride_w, pad_h, pad_w, bias, parts;
-};
+#include "conv2d.cuh"
 
 // ------------------------------------------------------------------------------------------------ the product
 
@@ -110,26 +105,6 @@ template <int B> DEVICE void store_row(const float (&sums)[B / 16], float *out, 
         }
     }
 }
-
-// A place in a sum over kernel taps and channels, channels innermost: counted up, never divided out.
-struct Walk {
-    u32 c = 0, s = 0, r = 0;
-    DEVICE void to(u32 k, u32 channels, u32 columns) {
-        c = k % channels;
-        s = k / channels % columns;
-        r = k / channels / columns;
-    }
-    DEVICE void on(u32 by, u32 channels, u32 columns) {
-        c += by;
-        while (c >= channels) {
-            c -= channels;
-            if (++s == columns) {
-                s = 0;
-                r++;
-            }
-        }
-    }
-};
 
 // ------------------------------------------------------------------------------------------------ forward
 
@@ -226,23 +201,6 @@ KERNEL(256) conv2d_fwd_vec4_large_f32(Conv2dParams p, const float *x, const floa
 // ------------------------------------------------------------------------------------------------ input gradient
 // dx[h, w, c] = sum over the taps with h = p * stride + r - pad (and so in width) and over o of dy[p, q, o] * w[o, r, s, c].
 // Pixels of dx with equal remainder modulo the stride (a phase) are hit by the same taps: a block takes pixels of one phase.
-
-// Phase blockIdx.z: its remainders, its first tap and its extent in pixels and in taps.
-struct Phase {
-    u32 row, col, r, s, rows, cols, taps_r, taps_s;
-
-    DEVICE Phase(const Conv2dParams &p) {
-        row = blockIdx.z / p.stride_w;
-        col = blockIdx.z % p.stride_w;
-        r = (row + p.pad_h) % p.stride_h;
-        s = (col + p.pad_w) % p.stride_w;
-        // Rounded up; none where the image (or the kernel) is smaller than the stride.
-        rows = (p.h + p.stride_h - 1 - row) / p.stride_h;
-        cols = (p.w + p.stride_w - 1 - col) / p.stride_w;
-        taps_r = (p.kh + p.stride_h - 1 - r) / p.stride_h;
-        taps_s = (p.kw + p.stride_w - 1 - s) / p.stride_w;
-    }
-};
 
 // Rows are pixels of the phase, the sum runs over its taps and the output channels.
 template <int B, bool VEC> struct Sources {

@@ -1,4 +1,4 @@
-// Sums over blocks of rows: x [rows, channels] -> sum [blocks, channels]; who owns what is in columns.cuh. Bytes: x once, the
+// Sums over blocks of rows: x [rows, channels] -> sum [blocks, channels], in f32; who owns what is in columns.cuh. Bytes: x once, the
 // sums once. Memory-bound.
 
 #include "common.cuh"
@@ -6,7 +6,7 @@
 
 struct SumRowsParams { u32 rows, channels, rows_per_block, blocks; };
 
-template <int N> DEVICE void sum_rows(SumRowsParams p, const float *x, float *sum, float *shares) {
+template <int N> DEVICE void sum_rows(SumRowsParams p, const Real *x, float *sum, float *shares) {
     Columns at = columns<N>(p.channels, blockIdx.x);
     u32 first = blockIdx.y * p.rows_per_block, end = least(first + p.rows_per_block, p.rows);
     float total[N] = {};
@@ -24,7 +24,7 @@ template <int N> DEVICE void sum_rows(SumRowsParams p, const float *x, float *su
     }
 }
 
-KERNEL(256) sum_rows_fwd_f32(SumRowsParams p, const float *x, float *sum) {
+KERNEL(256) OF(sum_rows_fwd)(SumRowsParams p, const Real *x, float *sum) {
     SMEM(float, shares, 4 * 256);
     if (p.channels % 4 == 0) sum_rows<4>(p, x, sum, shares);
     else sum_rows<1>(p, x, sum, shares);

@@ -1,16 +1,20 @@
 //! 2D convolution: forward, and the gradients of input, weight and bias. [`super::linear`] is made of the same kernels.
 
-use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
-use super::reduce::column_plan;
+use super::reduce::sum_rows;
 use crate::Caps;
 use crate::cpu::conv2d as cpu;
 use crate::error::{Error, Result};
 use crate::kernel::{
-    Access, Cuda, CudaPlan, F32, Kernel, MAX_GROUPS, Plan, cuda_text, params, require_f32,
+    Access, F32, Kernel, MAX_GROUPS, Plan, Stored, params, require_f32, require_float, require_same,
 };
 use crate::tape;
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
+
+mod cuda;
+mod spec;
+
+pub(crate) use spec::SPEC;
 
 const WGSL: &str = include_str!("../../shaders/conv2d.wgsl");
 
@@ -80,40 +84,17 @@ fn pixel_grid(pixels: u32, channels: u32, copies: u32) -> [u32; 3] {
     [x, channels.div_ceil(CHANNELS), blocks.div_ceil(x) * copies]
 }
 
-const fn cuda(plan: fn(&[u8], &Caps) -> CudaPlan) -> Option<Cuda> {
-    Some(Cuda { text: cuda_text!("conv2d"), half: None, plan })
-}
-
-/// A CUDA product of `rows` x `columns`, `copies` of them, in tiles of 64 x 64 or, where both sides and the number of tiles
-/// are worth it, of 128 x 128. `entries`: for any channels, for multiples of 4, and the same in large tiles.
-fn tiles(rows: u32, columns: u32, copies: u32, vec4: bool, entries: [&'static str; 3]) -> CudaPlan {
-    // Tiles that keep a large GPU busy.
-    const MANY: u64 = 256;
-    let grid = |tile: u32| [rows.div_ceil(tile).max(1), columns.div_ceil(tile), copies];
-    let large = grid(128);
-    let enough = large.iter().map(|&v| u64::from(v)).product::<u64>() >= MANY;
-    match (vec4, enough && columns >= 96 && rows >= 96) {
-        (false, _) => CudaPlan::grid(grid(64), 256).entry(entries[0]),
-        (true, false) => CudaPlan::grid(grid(64), 256).entry(entries[1]),
-        (true, true) => CudaPlan::grid(large, 256).entry(entries[2]),
-    }
-}
-
 static CONV2D_FWD: Kernel = Kernel {
     name: "conv2d_fwd_f32",
     bindings: &[
-        ("x", Access::Read, F32),
-        ("w", Access::Read, F32),
+        ("x", Access::Read, Stored),
+        ("w", Access::Read, Stored),
         ("bias", Access::Read, F32),
-        ("y", Access::Write, F32),
+        ("y", Access::Write, Stored),
     ],
     cpu: cpu::fwd,
     wgsl: WGSL,
-    cuda: cuda(|bytes, _| {
-        let p: Conv2dParams = params(bytes);
-        let entries = ["", "conv2d_fwd_vec4_f32", "conv2d_fwd_vec4_large_f32"];
-        tiles(p.n * p.p * p.q, p.o, 1, p.c.is_multiple_of(4), entries)
-    }),
+    cuda: cuda::FWD,
     plan: |bytes, _: &Caps| {
         let p: Conv2dParams = params(bytes);
         let plan = Plan { entry: "", grid: pixel_grid(p.n * p.p * p.q, p.o, 1) };
@@ -123,14 +104,14 @@ static CONV2D_FWD: Kernel = Kernel {
 
 static CONV2D_DGRAD: Kernel = Kernel {
     name: "conv2d_dgrad_f32",
-    bindings: &[("dy", Access::Read, F32), ("w", Access::Read, F32), ("dx", Access::Write, F32)],
+    bindings: &[
+        ("dy", Access::Read, Stored),
+        ("w", Access::Read, Stored),
+        ("dx", Access::Write, Stored),
+    ],
     cpu: cpu::dgrad,
     wgsl: WGSL,
-    cuda: cuda(|bytes, _| {
-        let p: Conv2dParams = params(bytes);
-        let entries = ["", "conv2d_dgrad_vec4_f32", "conv2d_dgrad_vec4_large_f32"];
-        tiles(phase_pixels(&p), p.c, p.stride_h * p.stride_w, vectors(&p), entries)
-    }),
+    cuda: cuda::DGRAD,
     plan: |bytes, _: &Caps| {
         let p: Conv2dParams = params(bytes);
         let grid = pixel_grid(phase_pixels(&p), p.c, p.stride_h * p.stride_w);
@@ -142,14 +123,14 @@ static CONV2D_DGRAD: Kernel = Kernel {
 /// Its output has `parts` copies of the weight, which `CONV2D_SUM` adds up.
 static CONV2D_WGRAD: Kernel = Kernel {
     name: "conv2d_wgrad_f32",
-    bindings: &[("x", Access::Read, F32), ("dy", Access::Read, F32), ("dw", Access::Write, F32)],
+    bindings: &[
+        ("x", Access::Read, Stored),
+        ("dy", Access::Read, Stored),
+        ("dw", Access::Write, F32),
+    ],
     cpu: cpu::wgrad,
     wgsl: WGSL,
-    cuda: cuda(|bytes, _| {
-        let p: Conv2dParams = params(bytes);
-        let entries = ["", "conv2d_wgrad_vec4_f32", "conv2d_wgrad_vec4_large_f32"];
-        tiles(p.o, p.kh * p.kw * p.c, p.parts, vectors(&p), entries)
-    }),
+    cuda: cuda::WGRAD,
     plan: |bytes, _: &Caps| {
         let p: Conv2dParams = params(bytes);
         let [x, y] = weight_grid(&p);
@@ -164,10 +145,7 @@ static CONV2D_DBIAS: Kernel = Kernel {
     bindings: &[("dy", Access::Read, F32), ("db", Access::Write, F32)],
     cpu: cpu::dbias,
     wgsl: WGSL,
-    cuda: cuda(|bytes, _| {
-        let p: Conv2dParams = params(bytes);
-        column_plan(p.o, p.parts)
-    }),
+    cuda: cuda::DBIAS,
     plan: |bytes, _: &Caps| {
         let p: Conv2dParams = params(bytes);
         Plan { entry: "", grid: [p.o.div_ceil(64), p.parts, 1] }
@@ -179,7 +157,7 @@ static CONV2D_SUM: Kernel = Kernel {
     bindings: &[("sums", Access::Read, F32), ("out", Access::Write, F32)],
     cpu: cpu::sum,
     wgsl: WGSL,
-    cuda: cuda(|bytes, _| CudaPlan::items(params::<SumParams>(bytes).len as usize, 4, 256)),
+    cuda: cuda::SUM,
     plan: |bytes, _: &Caps| Plan::items(params::<SumParams>(bytes).len as usize, 256),
 };
 
@@ -202,9 +180,12 @@ fn weight_grid(p: &Conv2dParams) -> [u32; 2] {
 /// Into how many parts a GPU cuts the pixels of a weight gradient: enough to fill a large GPU (the weight of an early
 /// layer is small), and none so long that its sum loses precision. Depends on the shape alone, so that results do not
 /// differ between GPUs by it. The CPU needs no parts.
-fn weight_parts(p: &Conv2dParams, device: &crate::Device) -> u32 {
-    if device.name() == "cpu" {
+fn weight_parts(p: &Conv2dParams, x: &Tensor) -> u32 {
+    if x.device().name() == "cpu" {
         return 1;
+    }
+    if x.dtype().is_half() {
+        return cuda::half_parts(p);
     }
     const WORKGROUPS: u32 = 1024;
     const LONGEST: u32 = 4096;
@@ -262,8 +243,8 @@ impl Conv2d {
     fn check(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Conv2dParams> {
         const OP: &str = "conv2d";
         let fail = |message: String| Err(Error::shape(OP, message));
-        require_f32(OP, "x", x)?;
-        require_f32(OP, "weight", w)?;
+        require_float(OP, "x", x)?;
+        require_same(OP, ("x", x), "weight", w)?;
         let [n, h, width, c] = x.dims(OP, "x")?;
         let [o, kh, kw, wc] = w.dims(OP, "weight")?;
         if self.groups != 1 || self.dilation != (1, 1) {
@@ -337,10 +318,11 @@ fn output_size(
 /// zero outside.
 ///
 /// x `[N, H, W, C]`, w `[O, kh, kw, C]`, bias `[O]`, y `[N, P, Q, O]` with `P = (H + 2*padding - kh) / stride + 1`
-/// and Q likewise. Gradients for x, w and bias.
+/// and Q likewise. Gradients for x, w and bias. x and w may be stored in half precision (both alike); y and the gradient of x are
+/// then too, the bias, all sums and the gradients of w and bias are f32.
 ///
 /// # Errors
-/// [`Error::Shape`] where shapes or options do not fit, naming what is supported.
+/// [`Error::Shape`] where shapes, storage or options do not fit, naming what is supported.
 pub fn conv2d(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, options: Conv2d) -> Result<Tensor> {
     let p = options.check(x, w, bias)?;
     let shape = [p.n, p.p, p.q, p.o].map(|v| v as usize);
@@ -356,9 +338,10 @@ pub(super) fn forward(
     w: &Tensor,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let y = Tensor::empty(x.device(), shape)?;
-    // Something has to be bound where there is no bias; the kernels do not look at it then.
-    CONV2D_FWD.launch(&p, &[x, w, bias.unwrap_or(w), &y])?;
+    let y = Tensor::uninit(x.device(), shape, x.dtype())?;
+    // Something in f32 has to be bound where there is no bias; the kernels do not look at it then.
+    let unused = if bias.is_none() { Some(Tensor::empty(x.device(), &[1])?) } else { None };
+    CONV2D_FWD.launch(&p, &[x, w, bias.or(unused.as_ref()).unwrap_or(w), &y])?;
     let mut inputs = vec![x, w];
     inputs.extend(bias);
     let saved = (x.detach(), w.detach());
@@ -366,23 +349,32 @@ pub(super) fn forward(
         let (x, w) = saved;
         let mut grads = vec![None, None];
         if needs[0] {
-            let dx = Tensor::empty(x.device(), x.shape())?;
+            let dx = x.empty_like()?;
             CONV2D_DGRAD.launch(&p, &[dy, &w, &dx])?;
             grads[0] = Some(dx);
         }
         if needs[1] {
-            let parts = weight_parts(&p, x.device());
+            let parts = weight_parts(&p, &x);
             grads[1] = Some(in_parts(p, parts, w.shape(), &CONV2D_WGRAD, &[&x, dy])?);
         }
         if needs.get(2) == Some(&true) {
-            let pixels = p.n * p.p * p.q;
-            let parts = if x.device().name() == "cpu" { 1 } else { pixels.div_ceil(256).min(1024) };
-            grads.push(Some(in_parts(p, parts, &[p.o as usize], &CONV2D_DBIAS, &[dy])?));
+            grads.push(Some(bias_gradient(p, dy)?));
         } else {
             grads.push(None);
         }
         Ok(grads)
     }))
+}
+
+fn bias_gradient(p: Conv2dParams, dy: &Tensor) -> Result<Tensor> {
+    if dy.dtype().is_half() {
+        return sum_rows(&dy.reshape(&[(p.n * p.p * p.q) as usize, p.o as usize])?);
+    }
+    let parts = match dy.device().name() {
+        "cpu" => 1,
+        _ => (p.n * p.p * p.q).div_ceil(256).min(1024),
+    };
+    in_parts(p, parts, &[p.o as usize], &CONV2D_DBIAS, &[dy])
 }
 
 /// Runs a gradient kernel that leaves `parts` partial sums, and adds them up.
@@ -407,97 +399,6 @@ fn in_parts(
         CONV2D_SUM.launch(&SumParams { len: out.numel() as u32, parts }, &[&sums, &out])?;
     }
     Ok(out)
-}
-
-/// Conformance of [`conv2d`].
-pub(crate) static CONV2D: OpSpec = OpSpec {
-    name: "conv2d",
-    inputs: &[
-        Port::new("x", Layout::Image),
-        Port::new("weight", Layout::Weight),
-        Port::new("bias", Layout::Plain).optional(),
-    ],
-    outputs: &[Port::new("y", Layout::Image)],
-    attrs: &["stride", "padding", "dilation", "groups"],
-    cases,
-    run: |attrs: &Attrs, t: &Tensors| {
-        let options = options(attrs)?;
-        let (x, w) = (need("conv2d", t, "x")?, need("conv2d", t, "weight")?);
-        Ok(Tensors::from([("y".into(), conv2d(x, w, t.get("bias"), options)?)]))
-    },
-    reference,
-};
-
-fn options(attrs: &Attrs) -> Result<Conv2d> {
-    Ok(Conv2d {
-        stride: attrs.pair("stride", [1, 1])?,
-        padding: attrs.pair("padding", [0, 0])?,
-        dilation: attrs.pair("dilation", [1, 1])?,
-        groups: attrs.usize("groups", 1)?,
-    })
-}
-
-fn cases() -> Vec<Case> {
-    let case =
-        |label: &str, x: [usize; 4], w: [usize; 4], stride: [usize; 2], padding: [usize; 2]| {
-            Case::new(label)
-                .attr("stride", stride.to_vec())
-                .attr("padding", padding.to_vec())
-                .normal("x", &x)
-                .normal("weight", &w)
-        };
-    vec![
-        case("one element", [1, 1, 1, 1], [1, 1, 1, 1], [1, 1], [0, 0]),
-        case("3x3", [1, 5, 4, 4], [8, 3, 3, 4], [1, 1], [1, 1]),
-        case("3x3 odd channels and bias", [2, 4, 7, 5], [7, 3, 3, 5], [1, 1], [1, 1])
-            .normal("bias", &[7]),
-        case("3x3 stride 2", [2, 5, 6, 4], [8, 3, 3, 4], [2, 2], [1, 1]).normal("bias", &[8]),
-        case("1x1", [1, 7, 5, 8], [12, 1, 1, 8], [1, 1], [0, 0]),
-        case("1x1 stride 2", [2, 7, 5, 4], [4, 1, 1, 4], [2, 2], [0, 0]),
-        case("one-pixel map", [2, 1, 1, 33], [4, 1, 1, 33], [1, 1], [0, 0]).normal("bias", &[4]),
-        case("one-pixel map under 3x3", [1, 1, 1, 4], [4, 3, 3, 4], [1, 1], [1, 1]),
-        case("oblong kernel, stride and padding", [1, 7, 9, 3], [5, 2, 5, 3], [3, 1], [0, 2]),
-        case("stride past the kernel", [1, 8, 7, 4], [4, 2, 1, 4], [3, 4], [1, 0]),
-        case("padding past the kernel", [1, 3, 2, 1], [2, 1, 3, 1], [1, 1], [2, 4]),
-        case("stem, C = 3", [1, 15, 13, 3], [10, 7, 7, 3], [2, 2], [3, 3]).no_gradcheck(),
-        case("a tile and more, C = 1", [1, 33, 33, 1], [17, 3, 3, 1], [1, 1], [1, 1])
-            .normal("bias", &[17])
-            .no_gradcheck(),
-        case("a tile and more", [2, 14, 13, 32], [36, 3, 3, 32], [1, 1], [1, 1]).no_gradcheck(),
-        case("a tile and more, stride 2", [1, 27, 29, 16], [129, 3, 3, 16], [2, 2], [1, 1])
-            .no_gradcheck(),
-        case("odd channels beyond a tile", [1, 9, 7, 33], [65, 3, 3, 33], [1, 2], [1, 1])
-            .no_gradcheck(),
-    ]
-}
-
-fn reference(attrs: &Attrs, a: &Arrays) -> Result<Arrays> {
-    let options = options(attrs)?;
-    let (x, w) = (need("conv2d", a, "x")?, need("conv2d", a, "weight")?);
-    let (out, (kh, kw)) = (w.shape[0], (w.shape[1], w.shape[2]));
-    let [n, h, width, c] = [0, 1, 2, 3].map(|i| x.shape[i]);
-    let p = output_size("height", h, kh, options.stride.0, options.padding.0)?;
-    let q = output_size("width", width, kw, options.stride.1, options.padding.1)?;
-    let mut y = Array::zeros(&[n, p, q, out]);
-    for i in 0..y.data.len() {
-        let (o, col, row, image) = (i % out, i / out % q, i / out / q % p, i / out / q / p);
-        let mut sum = a.get("bias").map_or(0.0, |b| b.get(&[o]));
-        for tap in 0..kh * kw {
-            let (r, s) = (tap / kw, tap % kw);
-            let (y, x_) = (row * options.stride.0 + r, col * options.stride.1 + s);
-            // In the padded image; the border is zero.
-            if y < options.padding.0 || x_ < options.padding.1 {
-                continue;
-            }
-            let (y, x_) = (y - options.padding.0, x_ - options.padding.1);
-            if y >= h || x_ >= width {
-                continue;
-            }
-            sum += (0..c).map(|k| x.get(&[image, y, x_, k]) * w.get(&[o, r, s, k])).sum::<f64>();
-        }
-        y.data[i] = sum;
-    }
-    Ok(Arrays::from([("y".into(), y)]))
 }
 
 #[cfg(all(test, feature = "cuda-emu"))]

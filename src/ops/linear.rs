@@ -3,19 +3,20 @@
 use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
 use super::conv2d::{self, Conv2dParams};
 use crate::error::{Error, Result};
-use crate::kernel::require_f32;
+use crate::kernel::{require_f32, require_float, require_same};
 use crate::tensor::Tensor;
 
 /// `y[.., o] = bias[o] + sum over i of x[.., i] * w[o, i]`.
 ///
-/// x `[.., I]` with any leading axes, w `[O, I]`, bias `[O]`, y `[.., O]`. Gradients for x, w and bias.
+/// x `[.., I]` with any leading axes, w `[O, I]`, bias `[O]`, y `[.., O]`. Gradients for x, w and bias. Storage as in
+/// [`super::conv2d()`].
 ///
 /// # Errors
-/// [`Error::Shape`] where the shapes do not fit.
+/// [`Error::Shape`] where shapes or storage do not fit.
 pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     const OP: &str = "linear";
-    require_f32(OP, "x", x)?;
-    require_f32(OP, "weight", w)?;
+    require_float(OP, "x", x)?;
+    require_same(OP, ("x", x), "weight", w)?;
     let [o, i] = w.dims(OP, "weight")?;
     let Some((&features, leading)) = x.shape().split_last().filter(|&(&last, _)| last == i) else {
         let message = format!(
@@ -41,11 +42,11 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
 pub(crate) static LINEAR: OpSpec = OpSpec {
     name: "linear",
     inputs: &[
-        Port::new("x", Layout::Plain),
-        Port::new("weight", Layout::Plain),
+        Port::new("x", Layout::Plain).stored(),
+        Port::new("weight", Layout::Plain).stored(),
         Port::new("bias", Layout::Plain).optional(),
     ],
-    outputs: &[Port::new("y", Layout::Plain)],
+    outputs: &[Port::new("y", Layout::Plain).stored()],
     attrs: &[],
     cases: || {
         let case = |label: &str, x: &[usize], o: usize| {

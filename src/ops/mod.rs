@@ -50,7 +50,7 @@ pub fn specs() -> Vec<&'static OpSpec> {
         &elementwise::ADD,
         &elementwise::MUL,
         &elementwise::ADD_BIAS,
-        &conv2d::CONV2D,
+        &conv2d::SPEC,
         &linear::LINEAR,
         &global_attention::SPEC,
         &local_attention::SPEC,

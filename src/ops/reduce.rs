@@ -2,7 +2,7 @@
 
 use crate::cpu::reduce as cpu;
 use crate::error::Result;
-use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params};
+use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, Stored, cuda_text, params};
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
@@ -66,7 +66,7 @@ pub(crate) struct SumRowsParams {
 
 static SUM_ROWS: Kernel = Kernel {
     name: "sum_rows_fwd_f32",
-    bindings: &[("x", Access::Read, F32), ("sum", Access::Write, F32)],
+    bindings: &[("x", Access::Read, Stored), ("sum", Access::Write, F32)],
     cpu: cpu::sum_rows_fwd,
     wgsl: include_str!("../../shaders/reduce.wgsl"),
     cuda: Some(Cuda {
@@ -83,7 +83,7 @@ static SUM_ROWS: Kernel = Kernel {
     },
 };
 
-/// The sum over all axes but the last: `[.., C] -> [C]`, off the tape.
+/// The sum over all axes but the last: `[.., C] -> [C]`, in f32 however x is stored, off the tape.
 pub(crate) fn sum_rows(x: &Tensor) -> Result<Tensor> {
     let channels = x.shape().last().copied().unwrap_or(1);
     let b = Blocks::new(x.numel() / channels, channels);

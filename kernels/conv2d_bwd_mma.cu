@@ -1,0 +1,255 @@
+// Gradients of the 2D convolution in f16 and bf16, NHWC, as implicit matrix products on tensor cores; tile, pipeline and who owns what
+// are in conv2d_mma.cuh, the order of blocks is that of conv2d_mma.cu.
+//
+//   dx[h, w, c] = sum over taps (r, s) and o of dy[p, q, o] w[o, r, s, c],  h = p stride + r - pad, w likewise     (16-bit)
+//   dw[o, r, s, c] = sum over pixels of dy[pixel, o] x[pixel under (r, s), c]                                         (f32)
+//
+// Input gradient: a phase of the stride along z (see Phase). Rows are its pixels, along the sum over (tap, o); columns are input
+// channels, side by side in the weight, so their fragments come from transposed loads. A phase that no tap hits writes zeros.
+//
+// Weight gradient: rows are (tap, c), columns o, both side by side, the sum runs over the pixels of a part (along z): so that the long side
+// of a tall tile lies along kh kw c, which has hundreds where o may have 64. A row's 8 threads of a fragment are neighbours in dw, which
+// fills a sector of 32 bytes. conv2d_sum_f32 adds the parts up. A pack keeps its tap; its pixel is counted up in (q, p, image) without
+// division.
+//
+// Flop: 2 per product, padded up to whole tiles. Bytes: dx: dy once for every 128 (or 64) input channels, w once for every 128 (64) pixels of
+// a phase; dw: x once for every 128 (64) output channels, dy once for every 128 (64) rows of (tap, c), both mostly out of L2; each part writes
+// dw once. Not timed: no GPU. Limits: as conv2d_mma.cu, rows of dy too.
+
+#include "conv2d_mma.cuh"
+
+// ------------------------------------------------------------------------------------------------ input gradient
+
+// Pixels of a phase, along the sum.
+template <int BM, bool VEC> struct Sources {
+    static constexpr int PASSES = Tile<BM, true>::PASSES;
+    Share<BM, true, VEC> share;
+    Conv2dParams p;
+    u32 taps_r, taps_s;
+    const Real *dy;
+    Walk at, step;
+    // Of each pixel: row and column of what the first tap takes, and the index of that; each further tap lies a pixel before.
+    u32 row[PASSES], column[PASSES], origin[PASSES];
+
+    DEVICE Sources(const Conv2dParams &p, const Phase &f, const Real *dy, u32 first) : p(p), taps_r(f.taps_r), taps_s(f.taps_s), dy(dy) {
+        UNROLL for (int i = 0; i < PASSES; i++) {
+            u32 pixel = first + share.row + i * Tile<BM, true>::ROWS, image = pixel / (f.rows * f.cols);
+            // The division is exact. A pixel past the last has a row beyond any image.
+            u32 top = pixel / f.cols % f.rows + (f.row + p.pad_h - f.r) / p.stride_h;
+            row[i] = image < p.n ? top : 0x80000000u;
+            column[i] = pixel % f.cols + (f.col + p.pad_w - f.s) / p.stride_w;
+            origin[i] = ((image * p.p + row[i]) * p.q + column[i]) * p.o;
+        }
+        if (taps_s > 0) {
+            at.to(share.pack * 8, p.o, taps_s);
+            step.to(STEP, p.o, taps_s);
+        }
+    }
+    DEVICE u32 index(int i, const Walk &at) const {
+        bool inside = at.r < taps_r && row[i] - at.r < p.p && column[i] - at.s < p.q;
+        return inside ? origin[i] - (at.r * p.q + at.s) * p.o + at.c : NOWHERE;
+    }
+    DEVICE void fetch(Real *tile) {
+        if (VEC || p.o % 8 == 0) {
+            UNROLL for (int i = 0; i < PASSES; i++) share.move(i, tile, dy, index(i, at));
+        } else if constexpr (!VEC) {
+            Walk each = at;
+            UNROLL for (int j = 0; j < 8; j++) {
+                UNROLL for (int i = 0; i < PASSES; i++) share.gather(i, j, dy, index(i, each));
+                each.on(1, p.o, taps_s);
+            }
+        }
+        at.on(step, p.o, taps_s);
+    }
+};
+
+// Input channels, side by side in the weight.
+template <int BN, bool VEC> struct Spread {
+    static constexpr int PASSES = Tile<BN, false>::PASSES;
+    Share<BN, false, VEC> share;
+    Conv2dParams p;
+    Phase f;
+    const Real *w;
+    Walk at, step;
+    u32 c;
+
+    DEVICE Spread(const Conv2dParams &p, const Phase &f, const Real *w, u32 first) : p(p), f(f), w(w), c(first + share.pack * 8) {
+        if (f.taps_s > 0) {
+            at.to(share.row, p.o, f.taps_s);
+            step.to(Tile<BN, false>::ROWS, p.o, f.taps_s);
+        }
+    }
+    DEVICE void fetch(Real *tile) {
+        UNROLL for (int i = 0; i < PASSES; i++) {
+            u32 tap = (f.r + at.r * p.stride_h) * p.kw + f.s + at.s * p.stride_w;
+            u32 row = (at.c * p.kh * p.kw + tap) * p.c;
+            bool inside = at.r < f.taps_r;
+            if (VEC || p.c % 8 == 0) {
+                share.move(i, tile, w, inside && c < p.c ? row + c : NOWHERE);
+            } else if constexpr (!VEC) {
+                UNROLL for (int j = 0; j < 8; j++) share.gather(i, j, w, inside && c + j < p.c ? row + c + j : NOWHERE);
+            }
+            at.on(step, p.o, f.taps_s);
+        }
+    }
+};
+
+// An input gradient is only rounded.
+struct Plain {
+    DEVICE Plain of(u32) const { return *this; }
+    DEVICE float low(float sum) const { return sum; }
+    DEVICE float high(float sum) const { return sum; }
+};
+
+// Rows of dx.
+template <int BN> struct PhasePixels {
+    Conv2dParams p;
+    Phase f;
+    Walk at, step;
+    DEVICE PhasePixels(const Conv2dParams &p, const Phase &f, u32 first) : p(p), f(f) {
+        at.to(first + threadIdx.x / Tile<BN, false>::PACKS, f.cols, f.rows);
+        step.to(Tile<BN, false>::ROWS, f.cols, f.rows);
+    }
+    DEVICE u32 index() const {
+        u32 row = at.s * p.stride_h + f.row, column = at.c * p.stride_w + f.col;
+        return at.r < p.n ? ((at.r * p.h + row) * p.w + column) * p.c : NOWHERE;
+    }
+    DEVICE void on() { at.on(step, f.cols, f.rows); }
+};
+
+template <int BM, int BN, int STAGES, bool VEC> DEVICE void dgrad(const Conv2dParams &p, const Real *dy, const Real *w, Real *dx, Real *shared) {
+    Phase f(p);
+    u32 tiles = (p.c + BN - 1) / BN, row = blockIdx.x / tiles * BM, column = blockIdx.x % tiles * BN;
+    if (row >= p.n * f.rows * f.cols) return;
+    Sums<BM, BN> sums;
+    Sources<BM, VEC> left(p, f, dy, row);
+    Spread<BN, VEC> right(p, f, w, column);
+    product<BM, BN, STAGES, true, false>(sums, left, right, f.taps_r * f.taps_s * p.o, shared);
+    write<BM, BN>(sums, Plain{}, PhasePixels<BN>(p, f, row), dx, column, p.c, shared);
+}
+
+KERNEL(128, 3) OF(conv2d_dgrad)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
+    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 3));
+    dgrad<64, 64, 3, false>(p, dy, w, dx, shared);
+}
+
+KERNEL(128, 4) OF(conv2d_dgrad_vec8)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
+    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 4));
+    dgrad<64, 64, 4, true>(p, dy, w, dx, shared);
+}
+
+KERNEL(128, 3) OF(conv2d_dgrad_vec8_tall)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
+    SMEM(Real, shared, PRODUCT_NUMBERS(128, 64, 4));
+    dgrad<128, 64, 4, true>(p, dy, w, dx, shared);
+}
+
+KERNEL(128, 2) OF(conv2d_dgrad_vec8_large)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
+    SMEM(Real, shared, PRODUCT_NUMBERS(128, 128, 3));
+    dgrad<128, 128, 3, true>(p, dy, w, dx, shared);
+}
+
+// ------------------------------------------------------------------------------------------------ weight gradient
+
+// (tap, input channel), side by side; a row is a pixel of the part.
+template <int BM, bool VEC> struct Under {
+    static constexpr int PASSES = Tile<BM, false>::PASSES;
+    Share<BM, false, VEC> share;
+    Conv2dParams p;
+    const Real *x;
+    u32 pixel, end;
+    // The pack's first tap and channel (past the kernel's last row: no column), the pixel as (column, row, image).
+    Walk tap, at, step;
+
+    DEVICE Under(const Conv2dParams &p, const Real *x, u32 first, u32 begin, u32 end) : p(p), x(x), pixel(begin + share.row), end(end) {
+        tap.to(first + share.pack * 8, p.c, p.kw);
+        at.to(pixel, p.q, p.p);
+        step.to(Tile<BM, false>::ROWS, p.q, p.p);
+    }
+    DEVICE u32 index(const Walk &tap) const {
+        // Wraps to something large in the border above and to the left.
+        u32 y = at.s * p.stride_h - p.pad_h + tap.r, z = at.c * p.stride_w - p.pad_w + tap.s;
+        bool inside = pixel < end && tap.r < p.kh && y < p.h && z < p.w;
+        return inside ? ((at.r * p.h + y) * p.w + z) * p.c + tap.c : NOWHERE;
+    }
+    DEVICE void fetch(Real *tile) {
+        UNROLL for (int i = 0; i < PASSES; i++) {
+            if (VEC || p.c % 8 == 0) {
+                share.move(i, tile, x, index(tap));
+            } else if constexpr (!VEC) {
+                Walk each = tap;
+                UNROLL for (int j = 0; j < 8; j++) {
+                    share.gather(i, j, x, index(each));
+                    each.on(1, p.c, p.kw);
+                }
+            }
+            pixel += Tile<BM, false>::ROWS;
+            at.on(step, p.q, p.p);
+        }
+    }
+};
+
+// Output channels, side by side in dy.
+template <int BN, bool VEC> struct Upstream {
+    static constexpr int PASSES = Tile<BN, false>::PASSES;
+    Share<BN, false, VEC> share;
+    const Real *dy;
+    // The pack's first channel; the index of the pack, and of the first pixel past the part.
+    u32 channels, o, at, end;
+
+    DEVICE Upstream(const Conv2dParams &p, const Real *dy, u32 first, u32 begin, u32 end)
+        : dy(dy), channels(p.o), o(first + share.pack * 8), at((begin + share.row) * p.o + o), end(o < p.o ? end * p.o : 0) {}
+    DEVICE void fetch(Real *tile) {
+        UNROLL for (int i = 0; i < PASSES; i++) {
+            if (VEC || channels % 8 == 0) {
+                share.move(i, tile, dy, at < end ? at : NOWHERE);
+            } else if constexpr (!VEC) {
+                UNROLL for (int j = 0; j < 8; j++) share.gather(i, j, dy, at < end && o + j < channels ? at + j : NOWHERE);
+            }
+            at += Tile<BN, false>::ROWS * channels;
+        }
+    }
+};
+
+template <int BM, int BN, int STAGES, bool VEC>
+DEVICE void wgrad(const Conv2dParams &p, const Real *x, const Real *dy, float *dw, Real *shared) {
+    u32 tiles = (p.o + BN - 1) / BN, row = blockIdx.x / tiles * BM, column = blockIdx.x % tiles * BN;
+    u32 pixels = p.n * p.p * p.q, part = (pixels + p.parts - 1) / p.parts;
+    u32 begin = least(blockIdx.z * part, pixels), end = least(begin + part, pixels);
+    Sums<BM, BN> sums;
+    Under<BM, VEC> left(p, x, row, begin, end);
+    Upstream<BN, VEC> right(p, dy, column, begin, end);
+    product<BM, BN, STAGES, false, false>(sums, left, right, end - begin, shared);
+    u32 numbers = p.kh * p.kw * p.c, lane = threadIdx.x % 32;
+    row += warp_row<BM>() + lane / 4;
+    column += warp_column<BN>() + lane % 4 * 2;
+    dw += blockIdx.z * p.o * numbers;
+    UNROLL for (int j = 0; j < BN / 16; j++) {
+        UNROLL for (int e = 0; e < 4; e++) {
+            u32 o = column + j * 8 + e % 2;
+            UNROLL for (int i = 0; i < BM / 32; i++) {
+                u32 k = row + i * 16 + e / 2 * 8;
+                if (o < p.o && k < numbers) dw[o * numbers + k] = sums.v[i][j][e];
+            }
+        }
+    }
+}
+
+KERNEL(128, 3) OF(conv2d_wgrad)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
+    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 3));
+    wgrad<64, 64, 3, false>(p, x, dy, dw, shared);
+}
+
+KERNEL(128, 4) OF(conv2d_wgrad_vec8)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
+    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 4));
+    wgrad<64, 64, 4, true>(p, x, dy, dw, shared);
+}
+
+KERNEL(128, 3) OF(conv2d_wgrad_vec8_tall)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
+    SMEM(Real, shared, PRODUCT_NUMBERS(128, 64, 4));
+    wgrad<128, 64, 4, true>(p, x, dy, dw, shared);
+}
+
+KERNEL(128, 2) OF(conv2d_wgrad_vec8_large)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
+    SMEM(Real, shared, PRODUCT_NUMBERS(128, 128, 3));
+    wgrad<128, 128, 3, true>(p, x, dy, dw, shared);
+}

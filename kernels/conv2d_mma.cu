@@ -1,0 +1,137 @@
+// 2D convolution forward in f16 and bf16, NHWC, as an implicit matrix product on tensor cores:
+//
+//   y[pixel, o] = bias[o] + sum over (r, s, c) of x[pixel under (r, s), c] w[o, (r, s, c)],   sums and bias in f32
+//
+// Rows are output pixels, columns output channels, both operands lie along the sum; the tile, its pipeline and who owns what are in
+// conv2d_mma.cuh. Blocks are counted with the columns innermost, so that the blocks that read the same pixels run together and share
+// them in the L2 cache. A thread's packs are of pixels 32 apart, at the same place of the sum, so one walk over (tap, channel) serves
+// them all; a pixel costs three registers (row, column, index).
+//
+// What ends a product is one struct (Bias): it is asked once for a pair of columns and given their sums in f32.
+//
+// Flop: 2 per product, padded up to whole tiles. Bytes: x once for every 128 (or 64) output channels, w once for every 128 (64) pixels, both
+// mostly out of L2. An instruction of 16 x 8 x 16 multiplies 4096 numbers with a quarter of the reads of shared memory it has operands:
+// warp tiles of 64 x 64 read 4 KiB a 32 mma16, which an SM that retires one each cycle (H100: 32 cycles of 128 bytes) can just feed; 64 x 32
+// reads 3 KiB for 16, so it is bound by shared memory there and not on A100. Not timed: no GPU. Shared memory: 32 to 48 KiB, so that two
+// blocks fit the 100 KiB of sm_86 and sm_89.
+//
+// Limits: tensors of less than 2^31 elements; rows of x and w at multiples of 16 bytes in the vec8 variants.
+
+#include "conv2d_mma.cuh"
+
+// Output pixels, along the sum.
+template <int BM, bool VEC> struct Windows {
+    static constexpr int PASSES = Tile<BM, true>::PASSES;
+    Share<BM, true, VEC> share;
+    Conv2dParams p;
+    const Real *x;
+    Walk at, step;
+    // Of each pixel: the row and column of its first tap, and the index of that.
+    u32 row[PASSES], column[PASSES], origin[PASSES];
+
+    DEVICE Windows(const Conv2dParams &p, const Real *x, u32 first) : p(p), x(x) {
+        UNROLL for (int i = 0; i < PASSES; i++) {
+            u32 pixel = first + share.row + i * Tile<BM, true>::ROWS, image = pixel / (p.p * p.q);
+            // What lies above or left of the image wraps to something large; so does a pixel past the last.
+            row[i] = pixel < p.n * p.p * p.q ? pixel / p.q % p.p * p.stride_h - p.pad_h : 0x80000000u;
+            column[i] = pixel % p.q * p.stride_w - p.pad_w;
+            origin[i] = ((image * p.h + row[i]) * p.w + column[i]) * p.c;
+        }
+        at.to(share.pack * 8, p.c, p.kw);
+        step.to(STEP, p.c, p.kw);
+    }
+    DEVICE u32 index(int i, const Walk &at) const {
+        bool inside = at.r < p.kh && row[i] + at.r < p.h && column[i] + at.s < p.w;
+        return inside ? origin[i] + (at.r * p.w + at.s) * p.c + at.c : NOWHERE;
+    }
+    DEVICE void fetch(Real *tile) {
+        if (VEC || p.c % 8 == 0) {
+            UNROLL for (int i = 0; i < PASSES; i++) share.move(i, tile, x, index(i, at));
+        } else if constexpr (!VEC) {
+            Walk each = at;
+            UNROLL for (int j = 0; j < 8; j++) {
+                UNROLL for (int i = 0; i < PASSES; i++) share.gather(i, j, x, index(i, each));
+                each.on(1, p.c, p.kw);
+            }
+        }
+        at.on(step, p.c, p.kw);
+    }
+};
+
+// Output channels, along the sum: rows of the weight.
+template <int BN, bool VEC> struct Filters {
+    static constexpr int PASSES = Tile<BN, true>::PASSES;
+    Share<BN, true, VEC> share;
+    const Real *w;
+    u32 o, channels, k, end;
+
+    DEVICE Filters(const Conv2dParams &p, const Real *w, u32 first)
+        : w(w), o(first + share.row), channels(p.o), k(share.pack * 8), end(p.kh * p.kw * p.c) {}
+    DEVICE u32 index(int i, u32 k) const {
+        u32 row = o + i * Tile<BN, true>::ROWS;
+        return row < channels && k < end ? row * end + k : NOWHERE;
+    }
+    DEVICE void fetch(Real *tile) {
+        UNROLL for (int i = 0; i < PASSES; i++) {
+            if (VEC || end % 8 == 0) {
+                share.move(i, tile, w, index(i, k));
+            } else if constexpr (!VEC) {
+                UNROLL for (int j = 0; j < 8; j++) share.gather(i, j, w, index(i, k + j));
+            }
+        }
+        k += STEP;
+    }
+};
+
+// How a forward product ends.
+struct Bias {
+    const float *bias;
+    u32 columns;
+
+    struct Pair {
+        float first, second;
+        DEVICE float low(float sum) const { return sum + first; }
+        DEVICE float high(float sum) const { return sum + second; }
+    };
+    DEVICE Pair of(u32 column) const {
+        return Pair{bias && column < columns ? bias[column] : 0.0f, bias && column + 1 < columns ? bias[column + 1] : 0.0f};
+    }
+};
+
+// Rows of y.
+template <int BN> struct Pixels {
+    u32 pixel, end, columns;
+    DEVICE Pixels(const Conv2dParams &p, u32 first) : pixel(first + threadIdx.x / Tile<BN, false>::PACKS), end(p.n * p.p * p.q), columns(p.o) {}
+    DEVICE u32 index() const { return pixel < end ? pixel * columns : NOWHERE; }
+    DEVICE void on() { pixel += Tile<BN, false>::ROWS; }
+};
+
+template <int BM, int BN, int STAGES, bool VEC>
+DEVICE void forward(const Conv2dParams &p, const Real *x, const Real *w, const float *bias, Real *y, Real *shared) {
+    u32 tiles = (p.o + BN - 1) / BN, row = blockIdx.x / tiles * BM, column = blockIdx.x % tiles * BN;
+    Sums<BM, BN> sums;
+    Windows<BM, VEC> left(p, x, row);
+    Filters<BN, VEC> right(p, w, column);
+    product<BM, BN, STAGES, true, true>(sums, left, right, p.kh * p.kw * p.c, shared);
+    write<BM, BN>(sums, Bias{p.bias ? bias : nullptr, p.o}, Pixels<BN>(p, row), y, column, p.o, shared);
+}
+
+KERNEL(128, 3) OF(conv2d_fwd)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
+    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 3));
+    forward<64, 64, 3, false>(p, x, w, bias, y, shared);
+}
+
+KERNEL(128, 4) OF(conv2d_fwd_vec8)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
+    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 4));
+    forward<64, 64, 4, true>(p, x, w, bias, y, shared);
+}
+
+KERNEL(128, 3) OF(conv2d_fwd_vec8_tall)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
+    SMEM(Real, shared, PRODUCT_NUMBERS(128, 64, 4));
+    forward<128, 64, 4, true>(p, x, w, bias, y, shared);
+}
+
+KERNEL(128, 2) OF(conv2d_fwd_vec8_large)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
+    SMEM(Real, shared, PRODUCT_NUMBERS(128, 128, 3));
+    forward<128, 128, 3, true>(p, x, w, bias, y, shared);
+}

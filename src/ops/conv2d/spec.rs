@@ -1,0 +1,96 @@
+//! Conformance of [`conv2d`]: cases and the reference.
+
+use super::{Conv2d, conv2d, output_size};
+use crate::error::Result;
+use crate::ops::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
+
+/// Conformance of [`conv2d`].
+pub(crate) static SPEC: OpSpec = OpSpec {
+    name: "conv2d",
+    inputs: &[
+        Port::new("x", Layout::Image).stored(),
+        Port::new("weight", Layout::Weight).stored(),
+        Port::new("bias", Layout::Plain).optional(),
+    ],
+    outputs: &[Port::new("y", Layout::Image).stored()],
+    attrs: &["stride", "padding", "dilation", "groups"],
+    cases,
+    run: |attrs: &Attrs, t: &Tensors| {
+        let options = options(attrs)?;
+        let (x, w) = (need("conv2d", t, "x")?, need("conv2d", t, "weight")?);
+        Ok(Tensors::from([("y".into(), conv2d(x, w, t.get("bias"), options)?)]))
+    },
+    reference,
+};
+
+fn options(attrs: &Attrs) -> Result<Conv2d> {
+    Ok(Conv2d {
+        stride: attrs.pair("stride", [1, 1])?,
+        padding: attrs.pair("padding", [0, 0])?,
+        dilation: attrs.pair("dilation", [1, 1])?,
+        groups: attrs.usize("groups", 1)?,
+    })
+}
+
+fn cases() -> Vec<Case> {
+    let case =
+        |label: &str, x: [usize; 4], w: [usize; 4], stride: [usize; 2], padding: [usize; 2]| {
+            Case::new(label)
+                .attr("stride", stride.to_vec())
+                .attr("padding", padding.to_vec())
+                .normal("x", &x)
+                .normal("weight", &w)
+        };
+    vec![
+        case("one element", [1, 1, 1, 1], [1, 1, 1, 1], [1, 1], [0, 0]),
+        case("3x3", [1, 5, 4, 4], [8, 3, 3, 4], [1, 1], [1, 1]),
+        case("3x3 odd channels and bias", [2, 4, 7, 5], [7, 3, 3, 5], [1, 1], [1, 1])
+            .normal("bias", &[7]),
+        case("3x3 stride 2", [2, 5, 6, 4], [8, 3, 3, 4], [2, 2], [1, 1]).normal("bias", &[8]),
+        case("1x1", [1, 7, 5, 8], [12, 1, 1, 8], [1, 1], [0, 0]),
+        case("1x1 stride 2", [2, 7, 5, 4], [4, 1, 1, 4], [2, 2], [0, 0]),
+        case("one-pixel map", [2, 1, 1, 33], [4, 1, 1, 33], [1, 1], [0, 0]).normal("bias", &[4]),
+        case("one-pixel map under 3x3", [1, 1, 1, 4], [4, 3, 3, 4], [1, 1], [1, 1]),
+        case("oblong kernel, stride and padding", [1, 7, 9, 3], [5, 2, 5, 3], [3, 1], [0, 2]),
+        case("stride past the kernel", [1, 8, 7, 4], [4, 2, 1, 4], [3, 4], [1, 0]),
+        case("padding past the kernel", [1, 3, 2, 1], [2, 1, 3, 1], [1, 1], [2, 4]),
+        case("stem, C = 3", [1, 15, 13, 3], [10, 7, 7, 3], [2, 2], [3, 3]).no_gradcheck(),
+        case("a tile and more, C = 1", [1, 33, 33, 1], [17, 3, 3, 1], [1, 1], [1, 1])
+            .normal("bias", &[17])
+            .no_gradcheck(),
+        case("a tile and more", [2, 14, 13, 32], [36, 3, 3, 32], [1, 1], [1, 1]).no_gradcheck(),
+        case("a tile and more, stride 2", [1, 27, 29, 16], [129, 3, 3, 16], [2, 2], [1, 1])
+            .no_gradcheck(),
+        case("odd channels beyond a tile", [1, 9, 7, 33], [65, 3, 3, 33], [1, 2], [1, 1])
+            .no_gradcheck(),
+    ]
+}
+
+fn reference(attrs: &Attrs, a: &Arrays) -> Result<Arrays> {
+    let options = options(attrs)?;
+    let (x, w) = (need("conv2d", a, "x")?, need("conv2d", a, "weight")?);
+    let (out, (kh, kw)) = (w.shape[0], (w.shape[1], w.shape[2]));
+    let [n, h, width, c] = [0, 1, 2, 3].map(|i| x.shape[i]);
+    let p = output_size("height", h, kh, options.stride.0, options.padding.0)?;
+    let q = output_size("width", width, kw, options.stride.1, options.padding.1)?;
+    let mut y = Array::zeros(&[n, p, q, out]);
+    for i in 0..y.data.len() {
+        let (o, col, row, image) = (i % out, i / out % q, i / out / q % p, i / out / q / p);
+        let mut sum = a.get("bias").map_or(0.0, |b| b.get(&[o]));
+        for tap in 0..kh * kw {
+            let (r, s) = (tap / kw, tap % kw);
+            let (y, x_) = (row * options.stride.0 + r, col * options.stride.1 + s);
+            // In the padded image; the border is zero.
+            if y < options.padding.0 || x_ < options.padding.1 {
+                continue;
+            }
+            let (y, x_) = (y - options.padding.0, x_ - options.padding.1);
+            if y >= h || x_ >= width {
+                continue;
+            }
+            sum += (0..c).map(|k| x.get(&[image, y, x_, k]) * w.get(&[o, r, s, k])).sum::<f64>();
+        }
+        y.data[i] = sum;
+    }
+    Ok(Arrays::from([("y".into(), y)]))
+}
