@@ -7,13 +7,22 @@
 // them in the L2 cache. A thread's packs are of pixels 32 apart, at the same place of the sum, so one walk over (tap, channel) serves
 // them all; a pixel costs three registers (row, column, index).
 //
-// What ends a product is one struct (Bias): it is asked once for a pair of columns and given their sums in f32.
+// What ends a product is one struct (Bias): asked once for a pair of columns, it is given their sums in f32.
 //
-// Flop: 2 per product, padded up to whole tiles. Bytes: x once for every 128 (or 64) output channels, w once for every 128 (64) pixels, both
-// mostly out of L2. An instruction of 16 x 8 x 16 multiplies 4096 numbers with a quarter of the reads of shared memory it has operands:
-// warp tiles of 64 x 64 read 4 KiB a 32 mma16, which an SM that retires one each cycle (H100: 32 cycles of 128 bytes) can just feed; 64 x 32
-// reads 3 KiB for 16, so it is bound by shared memory there and not on A100. Not timed: no GPU. Shared memory: 32 to 48 KiB, so that two
-// blocks fit the 100 KiB of sm_86 and sm_89.
+// Tiles, the largest of which there are enough (src/ops/conv2d/cuda.rs): 128 x 128, 128 x 64 for few output channels, 64 x 64 for
+// small problems and for channel counts that are no multiple of 8. Each of four warps owns a quarter:
+//
+//   tile        warp      registers  shared    blocks an SM          products of 16 numbers: cycles of shared memory / of tensor cores
+//   128 x 128   64 x 64   227-238    48 KiB    2                     32 / 64 on A100, 32 on H100
+//   128 x 64    64 x 32   147-154    48 KiB    3 (2 on sm_86, 89)    24 / 32 on A100, 16 on H100
+//   64 x 64     32 x 32    96-104    32 KiB    4 (3 on sm_86, 89)    16 / 16 on A100,  8 on H100
+//
+// (An SM reads 128 bytes a cycle of shared memory, its tensor cores make 1024 products a cycle on A100, 2048 on H100 at the most.)
+// Flop: 2 per product, padded up to whole tiles. Bytes: x once for every tile of output channels, w once for every tile of pixels; a large
+// tile asks L2 for a byte every 32 products, that is for 32 bytes a cycle and SM on A100 and 64 on H100, which is more than L2 gives there.
+// Predictions, not timed (no GPU): large tiles come near what mma.sync can do on A100, and are bound by L2 at half to three quarters of
+// it on H100; 1 x 1 convolutions of up to 128 channels are bound by device memory on both. To try first with a GPU: copies of x by way of
+// L1 (taps that follow one another read nearly the same pixels), and tiles of 256 x 128.
 //
 // Limits: tensors of less than 2^31 elements; rows of x and w at multiples of 16 bytes in the vec8 variants.
 

@@ -177,6 +177,48 @@ const MUTATIONS: &[Mutation] = &[
         sound: "key.x += 0x9E3779B9u;",
         faulty: "key.x += 0x9E3779B8u;",
     },
+    Mutation {
+        what: "copies that are not waited for",
+        file: "conv2d_mma_f16",
+        op: "conv2d",
+        sound: "copy_async_wait(STAGES - 2);",
+        faulty: "copy_async_wait(STAGES - 1);",
+    },
+    Mutation {
+        what: "no barrier between a product and its tile in shared memory",
+        file: "conv2d_mma_f16",
+        op: "conv2d",
+        sound: "    __syncthreads();\n    UNROLL for (int j = 0; j < BN / 16; j++) {\n        u32 column = warp",
+        faulty: "    UNROLL for (int j = 0; j < BN / 16; j++) {\n        u32 column = warp",
+    },
+    Mutation {
+        what: "pixels past the last that are read",
+        file: "conv2d_mma_bf16",
+        op: "conv2d",
+        sound: "p.p * p.stride_h - p.pad_h : 0x80000000u",
+        faulty: "p.p * p.stride_h - p.pad_h : 0u",
+    },
+    Mutation {
+        what: "a stage that is filled while it is multiplied",
+        file: "conv2d_bwd_mma_f16",
+        op: "conv2d",
+        sound: "        copy_async_wait(STAGES - 2);\n        __syncthreads();\n",
+        faulty: "        copy_async_wait(STAGES - 2);\n        __syncwarp();\n",
+    },
+    Mutation {
+        what: "parts of a weight gradient that share a pixel",
+        file: "conv2d_bwd_mma_bf16",
+        op: "conv2d",
+        sound: "end = least(begin + part, pixels);",
+        faulty: "end = least(begin + part + 1, pixels);",
+    },
+    Mutation {
+        what: "a phase of the stride that steps in whole pixels",
+        file: "conv2d_bwd_mma_f16",
+        op: "conv2d",
+        sound: "+ f.s + at.s * p.stride_w;",
+        faulty: "+ f.s + at.s;",
+    },
 ];
 
 /// The C++ that `build.rs` made of a kernel file.

@@ -59,6 +59,7 @@ pub(crate) static LINEAR: OpSpec = OpSpec {
             case("one vector", &[9], 4),
             case("past a tile", &[129, 36], 65).normal("bias", &[65]).no_gradcheck(),
             case("past a tile, whole vectors", &[260, 68], 132).no_gradcheck(),
+            case("past a tile, vectors of eight", &[260, 72], 136).no_gradcheck(),
         ]
     },
     run: |_: &Attrs, t: &Tensors| {

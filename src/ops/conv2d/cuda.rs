@@ -139,8 +139,9 @@ fn weight_tile(p: &Conv2dParams) -> (usize, Tile) {
     if vec8(p) { tile_of(p.kh * p.kw * p.c, p.o, 1, 1) } else { (0, (64, 64)) }
 }
 
-/// Into how many parts a weight gradient on tensor cores cuts the pixels: so that there are two blocks for each multiprocessor of a
-/// large GPU, no sum is so long that it loses what 16-bit numbers have, and none is shorter than eight steps of the product.
+/// Into how many parts a weight gradient on tensor cores cuts the pixels: so that there are two blocks for each multiprocessor
+/// of a large GPU and none is shorter than eight steps of the product. None is so long that its sum could lose what a 16-bit
+/// number has, even if each of its additions (one in 16 pixels) cut off a unit in the last place.
 pub(super) fn half_parts(p: &Conv2dParams) -> u32 {
     const BLOCKS: u32 = 256;
     const LONGEST: u32 = 16384;
