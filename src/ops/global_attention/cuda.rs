@@ -6,6 +6,7 @@ use crate::kernel::{Cuda, CudaPlan, CudaText, cuda_text, params};
 
 const FORWARD: CudaText = cuda_text!("global_attention");
 const BACKWARD: CudaText = cuda_text!("global_attention_bwd");
+const TABLES: CudaText = cuda_text!("global_attention_tables");
 
 /// Tokens of a tile's side, and threads of a block.
 const TILE: u32 = 64;
@@ -70,7 +71,7 @@ pub(super) const BWD_DKV: Option<Cuda> = Some(Cuda {
 
 /// A warp an offset.
 pub(super) const BWD_TABLES: Option<Cuda> = Some(Cuda {
-    text: BACKWARD,
+    text: TABLES,
     half: None,
     plan: |bytes, _| {
         let p: GlobalAttentionParams = params(bytes);
@@ -79,7 +80,7 @@ pub(super) const BWD_TABLES: Option<Cuda> = Some(Cuda {
 });
 
 pub(super) const BWD_TABLES_SUM: Option<Cuda> = Some(Cuda {
-    text: BACKWARD,
+    text: TABLES,
     half: None,
     plan: |bytes, _| {
         let p: GlobalAttentionParams = params(bytes);
