@@ -177,7 +177,7 @@ pub(crate) fn part(q: &Tensor, d: usize) -> usize {
 }
 
 /// Whether the device has no workgroups and so walks over a head once for all gradients (the CPU).
-fn one_walk(x: &Tensor) -> bool {
+pub(crate) fn one_walk(x: &Tensor) -> bool {
     x.device().caps().max_invocations == 1
 }
 
