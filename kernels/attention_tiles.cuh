@@ -8,18 +8,7 @@
 #define SLICE 32
 #define LINE 68
 
-struct GlobalAttentionParams {
-    u32 n, h, w, g, d, has_rel_h, has_rel_w, has_bias;
-    float scale;
-    u32 pieces, part;
-};
-
-typedef GlobalAttentionParams Params;
-
-DEVICE u32 table_rows(const Params &p) { return 2 * p.h - 1; }
-DEVICE u32 table_columns(const Params &p) { return 2 * p.w - 1; }
-
-#include "attention_tables.cuh"
+#include "global_attention.cuh"
 
 // ------------------------------------------------------------------------------------------------ shared memory
 // Two slices of rows, or 32 rows of what a tile multiplies; then the tile of scores, stored by columns; then position terms of

@@ -5,10 +5,10 @@
 //   drel_h[a] = sum of dS q over the pairs with row offset a, drel_w[b] likewise   dbias[a, b] = sum of dS
 //
 // Who owns what: for dq a block owns 64 queries and walks over the keys, for dk and dv it owns 64 keys and walks over the queries;
-// for the tables a warp owns an offset (a, b) of a head, and its lanes share the pairs at that offset. Nothing is added by two
-// owners and every sum runs in a fixed order: no atomics. Maps of one tile (up to 64 places) have dq, dk and dv in one launch.
+// the tables' gradients are made in global_attention_tables.cu. Nothing is added by two owners and every sum runs in a fixed order:
+// no atomics. Maps of one tile (up to 64 places) have dq, dk and dv in one launch.
 //
-// Flop: dq 6, dk and dv 8, tables 6 T^2 d a head. Extra memory: stats [N, T, G, 2], sums by offset [pieces, G, 2h-1, 2w-1, d + 4].
+// Flop: dq 6, dk and dv 8 T^2 d a head. Extra memory: stats [N, T, G, 2].
 
 #include "common.cuh"
 #include "attention_tiles.cuh"
@@ -204,35 +204,4 @@ KERNEL(256) global_attention_bwd_dkv_d64_f32(GlobalAttentionParams p, INPUTS, fl
 KERNEL(256) global_attention_bwd_dkv_d128_f32(GlobalAttentionParams p, INPUTS, float *dk, float *dv) {
     DYN_SMEM(float, shared);
     bwd_dkv<128>(p, GIVEN, dk, dv, shared);
-}
-
-// ------------------------------------------------------------------------------------------------ table gradients
-
-// partial [pieces, G, 2h-1, 2w-1, width]; a warp owns an offset of a head and of a piece of the batch.
-KERNEL(256, 2) global_attention_bwd_tables_f32(GlobalAttentionParams p, INPUTS, float *partial) {
-    u32 offsets_h = table_rows(p), offsets_w = table_columns(p), i = flat_id() / 32, lane = threadIdx.x % 32;
-    if (i >= p.pieces * p.g * offsets_h * offsets_w) return;
-    u32 b = i % offsets_w, a = i / offsets_w % offsets_h, g = i / offsets_w / offsets_h % p.g;
-    u32 piece = i / offsets_w / offsets_h / p.g, images = (p.n + p.pieces - 1) / p.pieces;
-    // Queries whose key at this offset lies in the map.
-    u32 top = (a > p.h - 1 ? a : p.h - 1) - a, rows = least(p.h, 2 * p.h - 1 - a) - top;
-    u32 left = (b > p.w - 1 ? b : p.w - 1) - b, columns = least(p.w, 2 * p.w - 1 - b) - left;
-    u32 first = least(piece * images, p.n), pairs = (least(first + images, p.n) - first) * rows * columns;
-    u32 rel = rel_width(p);
-    for (u32 chunk = 0; chunk == 0 || chunk < rel; chunk += OFFSET_NUMBERS) {
-        u32 width = chunk < rel ? least(OFFSET_NUMBERS, rel - chunk) : 0;
-        OffsetSums sums;
-        for (u32 pair = lane; pair < pairs; pair += 32) {
-            u32 y = top + pair / columns % rows, x = left + pair % columns;
-            Head head(p, first + pair / columns / rows, g);
-            u32 query = y * p.w + x, key = (y + a + 1 - p.h) * p.w + x + b + 1 - p.w;
-            float ds = pair_gradient(p, GIVEN, head, query, key, true, a, b);
-            sums.add(ds, q + head.base + query * head.stride + chunk, width);
-        }
-        sums.put(p, partial + i * partial_width(p), chunk, width);
-    }
-}
-
-KERNEL(256) global_attention_bwd_tables_sum_f32(GlobalAttentionParams p, const float *partial, float *dtables) {
-    sum_tables(p, partial, dtables);
 }

@@ -8,10 +8,10 @@
 //! 2022, "FlashAttention"): scores live in tiles, forward keeps the output and the log-sum-exp, backward makes the scores
 //! again. Memory beside inputs and outputs grows with H W C, never with (H W)^2.
 
-use super::attention::{Passes, Problem, TableLayout, attend, check, padded, part};
+use super::attention::{Passes, Problem, TableLayout, attend, check, one_walk, padded, part};
 use crate::cpu::global_attention as cpu;
-use crate::error::Result;
-use crate::kernel::{Access, F32, Kernel, Plan, params};
+use crate::error::{Error, Result};
+use crate::kernel::{Access, F32, Kernel, Plan, Stored, params};
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
@@ -20,6 +20,9 @@ mod spec;
 pub(crate) use spec::SPEC;
 
 const OP: &str = "global_attention";
+
+/// Channels of a head up to which the tensor-core kernels keep its rows in registers.
+const MAX_HALF_WIDTH: usize = 128;
 
 /// Options of [`global_attention`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -111,19 +114,19 @@ fn plan_tokens(bytes: &[u8], _: &crate::Caps) -> Plan {
 
 /// The first six bindings of every backward kernel, then what it writes.
 macro_rules! backward_bindings {
-    ($($output:literal),+) => {
-        &[("q", READ, F32), ("k", READ, F32), ("v", READ, F32), ("tables", READ, F32), ("dy", READ, F32), ("stats", READ, F32), $(($output, WRITE, F32)),+]
+    ($($output:expr),+) => {
+        &[("q", READ, Stored), ("k", READ, Stored), ("v", READ, Stored), ("tables", READ, F32), ("dy", READ, Stored), ("stats", READ, F32), $($output),+]
     };
 }
 
 static FWD: Kernel = Kernel {
     name: "global_attention_fwd_f32",
     bindings: &[
-        ("q", READ, F32),
-        ("k", READ, F32),
-        ("v", READ, F32),
+        ("q", READ, Stored),
+        ("k", READ, Stored),
+        ("v", READ, Stored),
         ("tables", READ, F32),
-        ("y", WRITE, F32),
+        ("y", WRITE, Stored),
         ("lse", WRITE, F32),
     ],
     cpu: cpu::fwd,
@@ -135,7 +138,7 @@ static FWD: Kernel = Kernel {
 /// dq, dk and dv in one launch; the CPU also fills in the tables' gradients.
 static BWD: Kernel = Kernel {
     name: "global_attention_bwd_f32",
-    bindings: backward_bindings!("grads"),
+    bindings: backward_bindings!(("grads", WRITE, Stored)),
     cpu: cpu::bwd,
     wgsl: WGSL,
     cuda: cuda::BWD,
@@ -144,7 +147,7 @@ static BWD: Kernel = Kernel {
 
 static BWD_DQ: Kernel = Kernel {
     name: "global_attention_bwd_dq_f32",
-    bindings: backward_bindings!("dq"),
+    bindings: backward_bindings!(("dq", WRITE, Stored)),
     cpu: cpu::dq,
     wgsl: WGSL,
     cuda: cuda::BWD_DQ,
@@ -153,7 +156,7 @@ static BWD_DQ: Kernel = Kernel {
 
 static BWD_DKV: Kernel = Kernel {
     name: "global_attention_bwd_dkv_f32",
-    bindings: backward_bindings!("dk", "dv"),
+    bindings: backward_bindings!(("dk", WRITE, Stored), ("dv", WRITE, Stored)),
     cpu: cpu::dkv,
     wgsl: WGSL,
     cuda: cuda::BWD_DKV,
@@ -162,7 +165,7 @@ static BWD_DKV: Kernel = Kernel {
 
 static BWD_TABLES: Kernel = Kernel {
     name: "global_attention_bwd_tables_f32",
-    bindings: backward_bindings!("partial"),
+    bindings: backward_bindings!(("partial", WRITE, F32)),
     cpu: cpu::tables,
     wgsl: WGSL,
     cuda: cuda::BWD_TABLES,
@@ -196,7 +199,8 @@ static PASSES: Passes = Passes {
 /// The formula stands at the top of this module. Gradients flow to q, k, v and to every table, deterministically.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] where q, k and v differ, a table does not fit the map, or a tensor is not f32; [`crate::Error::Device`] when
+/// [`crate::Error::Shape`] where q, k and v differ, a table does not fit the map or is not f32, or a head in half precision is wider
+/// than 128 on a GPU; [`crate::Error::Device`] when
 /// memory runs out.
 pub fn global_attention(
     q: &Tensor,
@@ -227,6 +231,13 @@ impl GlobalAttention<'_> {
         let layout = TableLayout { rows, columns, heads: g, d, has };
         let tables = [self.rel_h, self.rel_w, self.bias];
         check(OP, [q, k, v], tables, &layout, &format!("a {h}x{w} map"))?;
+        if d > MAX_HALF_WIDTH && q.dtype().is_half() && !one_walk(q) {
+            let message = format!(
+                "a head may have up to {MAX_HALF_WIDTH} channels in {} on a GPU, but q has {d}; take more heads, or f32",
+                q.dtype().suffix()
+            );
+            return Err(Error::shape(OP, message));
+        }
         let layout = TableLayout { d: padded(q, d), ..layout };
         let (pieces, part) = (layout.pieces(n), part(q, layout.d));
         let params = GlobalAttentionParams {

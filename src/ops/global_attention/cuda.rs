@@ -6,6 +6,9 @@ use crate::kernel::{Cuda, CudaPlan, CudaText, cuda_text, params};
 
 const FORWARD: CudaText = cuda_text!("global_attention");
 const BACKWARD: CudaText = cuda_text!("global_attention_bwd");
+const FORWARD_MMA: CudaText = cuda_text!("global_attention_mma");
+const BACKWARD_MMA: CudaText = cuda_text!("global_attention_bwd_mma");
+const TABLES: CudaText = cuda_text!("global_attention_tables");
 
 /// Tokens of a tile's side, and threads of a block.
 const TILE: u32 = 64;
@@ -31,9 +34,78 @@ fn tiles(p: &GlobalAttentionParams, copies: u32, entries: [&'static str; 3]) -> 
     CudaPlan::grid([blocks, p.d.div_ceil(width), 1], THREADS).shared(shared(p, copies)).entry(entry)
 }
 
+/// Sides up to which `kernels/global_attention_mma.cuh` keeps the terms of a whole map.
+const WHOLE: u32 = 56;
+
+/// Bytes of the position terms of `rows` queries, a line for each map row and column that has some.
+fn terms(p: &GlobalAttentionParams, rows: u32) -> u32 {
+    let by_tile = (p.has_rel_h != 0 && p.h > WHOLE) || (p.has_rel_w != 0 && p.w > WHOLE);
+    let lines_h = if by_tile { p.h.min((TILE - 1) / p.w + 2) } else { p.h };
+    let lines_w = if p.w > WHOLE { TILE } else { p.w };
+    4 * (rows + 4) * (p.has_rel_h * lines_h + p.has_rel_w * lines_w)
+}
+
+/// Bytes of what describes two tiles of keys.
+const KEYS: u32 = 8 * 2 * TILE;
+
+/// The width that a head is computed with on tensor cores.
+fn width(p: &GlobalAttentionParams) -> u32 {
+    p.d.next_power_of_two().max(16)
+}
+
+/// Forward on tensor cores: tiles of 128 queries where there are that many and their terms leave room for two blocks.
+fn forward_mma(bytes: &[u8], _: &Caps) -> CudaPlan {
+    let (p, threads): (GlobalAttentionParams, u32) = (params(bytes), 128);
+    let (d, tokens) = (width(&p), p.tokens() as u32);
+    if d > 128 {
+        return CudaPlan::REFUSED;
+    }
+    // k and v, twice where there is a next tile.
+    let stages = 4 * TILE * d * if tokens > TILE { 2 } else { 1 };
+    let shared = |rows: u32| KEYS + terms(&p, rows) + stages;
+    let wide = tokens > 2 * TILE && (d == 32 || d == 64) && shared(2 * TILE) <= 80 * 1024;
+    let rows = if wide { 2 * TILE } else { TILE };
+    let entry = match (d, wide) {
+        (16, _) => "",
+        (32, false) => "global_attention_fwd_d32_f32",
+        (32, true) => "global_attention_fwd_d32_m2_f32",
+        (64, false) => "global_attention_fwd_d64_f32",
+        (64, true) => "global_attention_fwd_d64_m2_f32",
+        _ => "global_attention_fwd_d128_f32",
+    };
+    CudaPlan::grid([tokens.div_ceil(rows) * p.n * p.g, 1, 1], threads)
+        .shared(shared(rows))
+        .entry(entry)
+        .text(FORWARD_MMA)
+}
+
+/// Backward on tensor cores: blocks of a tile of queries, of keys, or (in maps of one tile) of either. Entries are for heads of up
+/// to 16, 32, 64 and 128 numbers.
+fn backward_mma(
+    bytes: &[u8],
+    (queries, keys): (bool, bool),
+    entries: [&'static str; 4],
+) -> CudaPlan {
+    let p: GlobalAttentionParams = params(bytes);
+    let (d, tokens) = (width(&p), p.tokens() as u32);
+    let Some(&entry) = entries.get((d / 16).ilog2() as usize) else { return CudaPlan::REFUSED };
+    // Two of the four tensors at a time, twice where there is a next tile.
+    let stage = 4 * TILE * d;
+    let stages = if tokens > TILE && d < 128 { 2 * stage } else { stage };
+    let for_queries = 2 * terms(&p, TILE) + stages;
+    // Statistics of two tiles of queries; heads of 128 have their keys there too.
+    let for_keys = terms(&p, TILE) + 12 * 2 * TILE + stages + if d == 128 { stage } else { 0 };
+    let shared = KEYS + (for_queries * queries as u32).max(for_keys * keys as u32);
+    let blocks = tokens.div_ceil(TILE) * p.n * p.g;
+    CudaPlan::grid([blocks, queries as u32 + keys as u32, 1], 128)
+        .shared(shared)
+        .entry(entry)
+        .text(BACKWARD_MMA)
+}
+
 pub(super) const FWD: Option<Cuda> = Some(Cuda {
     text: FORWARD,
-    half: None,
+    half: Some(forward_mma),
     plan: |bytes, _: &Caps| {
         let entries = ["", "global_attention_fwd_d64_f32", "global_attention_fwd_d128_f32"];
         tiles(&params(bytes), 1, entries)
@@ -43,7 +115,15 @@ pub(super) const FWD: Option<Cuda> = Some(Cuda {
 /// Maps of one tile.
 pub(super) const BWD: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
-    half: None,
+    half: Some(|bytes, _| {
+        let entries = [
+            "",
+            "global_attention_bwd_d32_f32",
+            "global_attention_bwd_d64_f32",
+            "global_attention_bwd_d128_f32",
+        ];
+        backward_mma(bytes, (true, true), entries)
+    }),
     plan: |bytes, _| {
         let entries = ["", "global_attention_bwd_d64_f32", "global_attention_bwd_d128_f32"];
         tiles(&params(bytes), 2, entries)
@@ -52,7 +132,15 @@ pub(super) const BWD: Option<Cuda> = Some(Cuda {
 
 pub(super) const BWD_DQ: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
-    half: None,
+    half: Some(|bytes, _| {
+        let entries = [
+            "",
+            "global_attention_bwd_dq_d32_f32",
+            "global_attention_bwd_dq_d64_f32",
+            "global_attention_bwd_dq_d128_f32",
+        ];
+        backward_mma(bytes, (true, false), entries)
+    }),
     plan: |bytes, _| {
         let entries = ["", "global_attention_bwd_dq_d64_f32", "global_attention_bwd_dq_d128_f32"];
         tiles(&params(bytes), 2, entries)
@@ -61,7 +149,15 @@ pub(super) const BWD_DQ: Option<Cuda> = Some(Cuda {
 
 pub(super) const BWD_DKV: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
-    half: None,
+    half: Some(|bytes, _| {
+        let entries = [
+            "",
+            "global_attention_bwd_dkv_d32_f32",
+            "global_attention_bwd_dkv_d64_f32",
+            "global_attention_bwd_dkv_d128_f32",
+        ];
+        backward_mma(bytes, (false, true), entries)
+    }),
     plan: |bytes, _| {
         let entries = ["", "global_attention_bwd_dkv_d64_f32", "global_attention_bwd_dkv_d128_f32"];
         tiles(&params(bytes), 1, entries)
@@ -70,7 +166,7 @@ pub(super) const BWD_DKV: Option<Cuda> = Some(Cuda {
 
 /// A warp an offset.
 pub(super) const BWD_TABLES: Option<Cuda> = Some(Cuda {
-    text: BACKWARD,
+    text: TABLES,
     half: None,
     plan: |bytes, _| {
         let p: GlobalAttentionParams = params(bytes);
@@ -79,7 +175,7 @@ pub(super) const BWD_TABLES: Option<Cuda> = Some(Cuda {
 });
 
 pub(super) const BWD_TABLES_SUM: Option<Cuda> = Some(Cuda {
-    text: BACKWARD,
+    text: TABLES,
     half: None,
     plan: |bytes, _| {
         let p: GlobalAttentionParams = params(bytes);

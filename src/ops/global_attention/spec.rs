@@ -8,14 +8,14 @@ use crate::ops::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors
 pub(crate) static SPEC: OpSpec = OpSpec {
     name: OP,
     inputs: &[
-        Port::new("q", Layout::Plain),
-        Port::new("k", Layout::Plain),
-        Port::new("v", Layout::Plain),
+        Port::new("q", Layout::Plain).stored(),
+        Port::new("k", Layout::Plain).stored(),
+        Port::new("v", Layout::Plain).stored(),
         Port::new("rel_h", Layout::Plain).optional(),
         Port::new("rel_w", Layout::Plain).optional(),
         Port::new("bias", Layout::Plain).optional(),
     ],
-    outputs: &[Port::new("y", Layout::Plain)],
+    outputs: &[Port::new("y", Layout::Plain).stored()],
     attrs: &["scale"],
     cases,
     run,
@@ -74,6 +74,10 @@ fn cases() -> Vec<Case> {
         large("9x13, all tables, d = 20", [2, 9, 13, 2, 20], all),
         large("20x17, d = 68", [1, 20, 17, 1, 68], &["rel_h", "rel_w"]),
         large("14x14, d = 8", [1, 14, 14, 2, 8], &["bias"]),
+        large("9x9, d = 64, two tiles", [1, 9, 9, 1, 64], &["rel_h", "rel_w"]),
+        large("12x11, all tables, d = 24", [1, 12, 11, 1, 24], all),
+        large("2x71, columns by tile", [1, 2, 71, 1, 8], all),
+        large("59x3, rows by tile", [1, 59, 3, 1, 8], all),
     ]
 }
 
