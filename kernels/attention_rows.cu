@@ -1,27 +1,28 @@
 // Rows of attention's tensors: other widths, and rowsum(dy * y) beside the log-sum-exp. A thread owns an element (pad), eight
-// lanes a row (delta, whose rows are a multiple of 4 numbers). Bytes: each tensor once. Memory-bound.
+// lanes a row (delta, whose rows are a multiple of 16 bytes). Bytes: each tensor once. Memory-bound.
 
 #include "common.cuh"
 
 struct RowParams { u32 rows, from, to; };
 
 // Rows of one width as rows of another: cut, or filled with zeros.
-KERNEL(256) attention_rows_pad_f32(RowParams p, const float *x, float *padded) {
+KERNEL(256) OF(attention_rows_pad)(RowParams p, const Real *x, Real *padded) {
     u32 i = flat_id();
     if (i >= p.rows * p.to) return;
     u32 c = i % p.to;
-    padded[i] = c < p.from ? x[i / p.to * p.from + c] : 0.0f;
+    padded[i] = c < p.from ? x[i / p.to * p.from + c] : rounded<Real>(0.0f);
 }
 
 // stats = (lse, y.dy) of each row.
-KERNEL(256) attention_rows_delta_f32(RowParams p, const float *y, const float *dy, const float *lse, float *stats) {
+KERNEL(256) OF(attention_rows_delta)(RowParams p, const Real *y, const Real *dy, const float *lse, float *stats) {
+    constexpr int N = WIDE<Real>;
     u32 row = flat_id() / 8, lane = threadIdx.x % 8;
     bool inside = row < p.rows;
     float sum = 0.0f;
     if (inside) {
-        for (u32 c = 4 * lane; c < p.from; c += 32) {
-            float4 a = load4(y + row * p.from + c), b = load4(dy + row * p.from + c);
-            sum += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
+        for (u32 c = N * lane; c < p.from; c += 8 * N) {
+            Pack<N> a = load<N>(y + row * p.from + c), b = load<N>(dy + row * p.from + c);
+            UNROLL for (int k = 0; k < N; k++) sum += a.v[k] * b.v[k];
         }
     }
     // Also lanes without a row take part.

@@ -2,7 +2,7 @@
 
 use super::attention_rows::{delta, repad};
 use crate::error::{Error, Result};
-use crate::kernel::{Kernel, require_f32};
+use crate::kernel::{Kernel, require_f32, require_float, require_same};
 use crate::tape;
 use crate::tensor::{ALIGN, Tensor};
 use bytemuck::Pod;
@@ -165,10 +165,10 @@ pub(crate) struct Problem<P> {
     pub part: usize,
 }
 
-/// The width that a head of `d` channels has on the device of x: shaders read four numbers at a time, and zeros change no
+/// The width that a head of `d` channels has on the device of x: GPU kernels read 16 bytes at a time, and zeros change no
 /// product.
 pub(crate) fn padded(x: &Tensor, d: usize) -> usize {
-    if one_walk(x) { d } else { d.next_multiple_of(4) }
+    if one_walk(x) { d } else { d.next_multiple_of(16 / x.dtype().bytes()) }
 }
 
 /// Elements from one of q's gradients to the next in the packed gradients.
@@ -181,7 +181,7 @@ fn one_walk(x: &Tensor) -> bool {
     x.device().caps().max_invocations == 1
 }
 
-/// Refuses q, k and v that differ or are not f32, and tables that do not fit.
+/// Refuses q, k and v that differ or are no floats, and tables that do not fit or are not f32.
 pub(crate) fn check(
     op: &'static str,
     [q, k, v]: [&Tensor; 3],
@@ -196,9 +196,9 @@ pub(crate) fn check(
             return Err(Error::shape(op, message));
         }
     }
-    for (name, x) in [("q", q), ("k", k), ("v", v)] {
-        require_f32(op, name, x)?;
-    }
+    require_float(op, "q", q)?;
+    require_same(op, ("q", q), "k", k)?;
+    require_same(op, ("q", q), "v", v)?;
     layout.check(op, what, tables)
 }
 
@@ -213,7 +213,7 @@ pub(crate) fn attend<P: Pod + Send>(
     let [q, k, v] = qkv.map(|x| repad(x, d, layout.d));
     let (q, k, v) = (q?, k?, v?);
     let packed = layout.pack(d, &q, tables)?;
-    let y = Tensor::empty(q.device(), q.shape())?;
+    let y = q.empty_like()?;
     let lse = Tensor::empty(q.device(), &q.shape()[..4])?;
     passes.fwd.launch(&problem.params, &[&q, &k, &v, &packed, &y, &lse])?;
     let out = repad(&y, layout.d, d)?;
@@ -238,13 +238,15 @@ pub(crate) fn attend<P: Pod + Send>(
     }))
 }
 
-/// Whether one launch writes all gradients: on the CPU, which has a score at hand once for all five products, and for maps
-/// so small that a GPU's time is mostly the launches themselves.
+/// Whether one launch writes all gradients: on the CPU, which has a score at hand once for all five products (in f32: the
+/// tables' gradients lie in the same buffer, and are never rounded), and for maps so small that a GPU's time is mostly the
+/// launches themselves.
 fn one_launch<P>(problem: &Problem<P>, q: &Tensor) -> bool {
     let elements = 3 * problem.part + problem.layout.offsets()[3];
-    let fits =
-        elements <= i32::MAX as usize && 4 * elements as u64 <= q.device().caps().max_binding;
-    fits && (one_walk(q) || q.shape()[1] * q.shape()[2] <= 64)
+    let bytes = (q.dtype().bytes() * elements) as u64;
+    let fits = elements <= i32::MAX as usize && bytes <= q.device().caps().max_binding;
+    let worth = if one_walk(q) { !q.dtype().is_half() } else { q.shape()[1] * q.shape()[2] <= 64 };
+    fits && worth
 }
 
 pub(crate) type Gradients = ([Tensor; 3], Option<Tensor>);
@@ -257,7 +259,7 @@ pub(crate) fn packed_gradients<P: Pod>(
     tables: bool,
 ) -> Result<Gradients> {
     let (q, part, end) = (inputs[0], problem.part, problem.layout.offsets()[3]);
-    let grads = Tensor::empty(q.device(), &[3 * part + end])?;
+    let grads = Tensor::uninit(q.device(), &[3 * part + end], q.dtype())?;
     let [a, b, c, d, e, f] = inputs;
     passes.bwd.launch(&problem.params, &[a, b, c, d, e, f, &grads])?;
     let dtables = match (one_walk(q), tables) {
@@ -277,8 +279,7 @@ pub(crate) fn separate_gradients<P: Pod>(
     tables: bool,
 ) -> Result<Gradients> {
     let [q, k, v, t, dy, stats] = inputs;
-    let like = || Tensor::empty(q.device(), q.shape());
-    let (dq, dk, dv) = (like()?, like()?, like()?);
+    let (dq, dk, dv) = (q.empty_like()?, q.empty_like()?, q.empty_like()?);
     passes.dq.launch(&problem.params, &[q, k, v, t, dy, stats, &dq])?;
     passes.dkv.launch(&problem.params, &[q, k, v, t, dy, stats, &dk, &dv])?;
     let dtables = if tables { Some(table_gradients(passes, problem, inputs)?) } else { None };

@@ -2,7 +2,7 @@
 
 use crate::cpu::attention_rows as cpu;
 use crate::error::Result;
-use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params};
+use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, Stored, cuda_text, params};
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
@@ -22,7 +22,7 @@ const WGSL: &str = include_str!("../../shaders/attention_rows.wgsl");
 
 static PAD: Kernel = Kernel {
     name: "attention_rows_pad_f32",
-    bindings: &[("x", Access::Read, F32), ("padded", Access::Write, F32)],
+    bindings: &[("x", Access::Read, Stored), ("padded", Access::Write, Stored)],
     cpu: cpu::pad,
     wgsl: WGSL,
     cuda: Some(Cuda {
@@ -42,8 +42,8 @@ static PAD: Kernel = Kernel {
 static DELTA: Kernel = Kernel {
     name: "attention_rows_delta_f32",
     bindings: &[
-        ("y", Access::Read, F32),
-        ("dy", Access::Read, F32),
+        ("y", Access::Read, Stored),
+        ("dy", Access::Read, Stored),
         ("lse", Access::Read, F32),
         ("stats", Access::Write, F32),
     ],
@@ -68,7 +68,7 @@ pub(crate) fn repad(x: &Tensor, from: usize, to: usize) -> Result<Tensor> {
     if let Some(last) = shape.last_mut() {
         *last = *last / from * to;
     }
-    let out = Tensor::empty(x.device(), &shape)?;
+    let out = Tensor::uninit(x.device(), &shape, x.dtype())?;
     PAD.launch(&RowParams { rows: rows as u32, from: from as u32, to: to as u32 }, &[x, &out])?;
     Ok(out)
 }
