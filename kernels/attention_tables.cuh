@@ -17,11 +17,12 @@ DEVICE float bias_of(const Params &p, const float *tables, u32 g, u32 a, u32 b) 
     return p.has_bias ? tables[bias_start(p) + (g * table_rows(p) + a) * table_columns(p) + b] : 0.0f;
 }
 
-DEVICE float dot_rows(const float *a, const float *b, u32 d) {
+// d is a multiple of 4; either row may be of a 16-bit type.
+template <class A, class B> DEVICE float dot_rows(const A *a, const B *b, u32 d) {
     float sum = 0.0f;
     for (u32 c = 0; c < d; c += 4) {
-        float4 x = load4(a + c), y = load4(b + c);
-        sum += x.x * y.x + x.y * y.y + x.z * y.z + x.w * y.w;
+        Pack<4> x = load<4>(a + c), y = load<4>(b + c);
+        sum += x.v[0] * y.v[0] + x.v[1] * y.v[1] + x.v[2] * y.v[2] + x.v[3] * y.v[3];
     }
     return sum;
 }
@@ -38,10 +39,15 @@ struct Head {
 };
 
 // What a backward pass reads.
-struct Given { const float *q, *k, *v, *tables, *dy, *stats; };
+struct Given {
+    const Real *q, *k, *v;
+    const float *tables;
+    const Real *dy;
+    const float *stats;
+};
 
 // Arguments of backward kernels.
-#define INPUTS const float *q, const float *k, const float *v, const float *tables, const float *dy, const float *stats
+#define INPUTS const Real *q, const Real *k, const Real *v, const float *tables, const Real *dy, const float *stats
 #define GIVEN Given{q, k, v, tables, dy, stats}
 
 // ------------------------------------------------------------------------------------------------ gradients of the tables
@@ -52,7 +58,7 @@ DEVICE u32 partial_width(const Params &p) { return rel_width(p) + 4 * p.has_bias
 
 // dS of a query and a key at offset (a, b). A key that is not `inside` is zeros.
 DEVICE float pair_gradient(const Params &p, const Given &in, const Head &head, u32 query, u32 key, bool inside, u32 a, u32 b) {
-    const float *q = in.q + head.base + query * head.stride;
+    const Real *q = in.q + head.base + query * head.stride;
     float s = bias_of(p, in.tables, head.g, a, b), dp = 0.0f;
     if (inside) {
         s += p.scale * dot_rows(q, in.k + head.base + key * head.stride, p.d);
@@ -102,7 +108,7 @@ struct OffsetSums {
     DEVICE OffsetSums() : ds(0.0f) {
         UNROLL for (int c = 0; c < OFFSET_NUMBERS; c++) ds_q[c] = 0.0f;
     }
-    DEVICE void add(float pair, const float *q, u32 width) {
+    DEVICE void add(float pair, const Real *q, u32 width) {
         ds += pair;
         UNROLL for (u32 c = 0; c < OFFSET_NUMBERS; c += 4) {
             if (c < width) {
