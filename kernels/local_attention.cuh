@@ -12,31 +12,44 @@ DEVICE u32 table_columns(const Params &p) { return p.kw; }
 
 #include "attention_tables.cuh"
 
-// A lane's numbers of a row: M times four, side by side with those of the other lanes.
+// Numbers of an access of 16 bytes.
+constexpr int WIDTH = WIDE<Real>;
+
+// A lane's numbers of a row: those of M accesses, side by side with those of the other lanes.
 template <int M> struct Piece {
-    Pack<4> v[M];
+    Pack<WIDTH> v[M];
     DEVICE Piece() {
-        UNROLL for (int m = 0; m < M; m++) v[m] = Pack<4>{};
+        UNROLL for (int m = 0; m < M; m++) v[m] = Pack<WIDTH>{};
     }
 };
+
+// WIDTH numbers of a row of a tensor, or of a table, which is in f32 always.
+template <class T> DEVICE Pack<WIDTH> numbers(const T *from) {
+    if constexpr (sizeof(T) == 4 && WIDTH == 8) {
+        Pack<4> low = load<4>(from), high = load<4>(from + 4);
+        return Pack<WIDTH>{{low.v[0], low.v[1], low.v[2], low.v[3], high.v[0], high.v[1], high.v[2], high.v[3]}};
+    } else {
+        return load<WIDTH>(from);
+    }
+}
 
 template <int M> DEVICE float dot(const Piece<M> &a, const Piece<M> &b) {
     float sum = 0.0f;
     UNROLL for (int m = 0; m < M; m++) {
-        UNROLL for (int k = 0; k < 4; k++) sum += a.v[m].v[k] * b.v[m].v[k];
+        UNROLL for (int k = 0; k < WIDTH; k++) sum += a.v[m].v[k] * b.v[m].v[k];
     }
     return sum;
 }
 
 template <int M> DEVICE void add(Piece<M> &to, float factor, const Piece<M> &x) {
     UNROLL for (int m = 0; m < M; m++) {
-        UNROLL for (int k = 0; k < 4; k++) to.v[m].v[k] += factor * x.v[m].v[k];
+        UNROLL for (int k = 0; k < WIDTH; k++) to.v[m].v[k] += factor * x.v[m].v[k];
     }
 }
 
 template <int M> DEVICE void scale(Piece<M> &x, float factor) {
     UNROLL for (int m = 0; m < M; m++) {
-        UNROLL for (int k = 0; k < 4; k++) x.v[m].v[k] *= factor;
+        UNROLL for (int k = 0; k < WIDTH; k++) x.v[m].v[k] *= factor;
     }
 }
 
@@ -68,25 +81,25 @@ template <int L, int M, int R> struct Group {
         return v;
     }
 
-    // The lane's numbers of a row of a table.
-    DEVICE Piece<M> of_row(const Params &p, const float *row) const {
+    // The lane's numbers of a row of a tensor or table.
+    template <class T> DEVICE Piece<M> of_row(const Params &p, const T *row) const {
         Piece<M> got;
         UNROLL for (int m = 0; m < M; m++) {
-            u32 c = 4 * (lane + L * m);
-            if (c < p.d) got.v[m] = load<4>(row + c);
+            u32 c = WIDTH * (lane + L * m);
+            if (c < p.d) got.v[m] = numbers(row + c);
         }
         return got;
     }
     // The lane's numbers of a place of the map; zeros outside.
-    DEVICE Piece<M> piece(const Params &p, const float *t, u32 row, u32 column) const {
+    DEVICE Piece<M> piece(const Params &p, const Real *t, u32 row, u32 column) const {
         if (!in_map(p, row, column)) return Piece<M>();
         return of_row(p, t + head.base + (row * p.w + column) * head.stride);
     }
-    DEVICE void put(const Params &p, float *t, u32 r, const Piece<M> &value) const {
+    DEVICE void put(const Params &p, Real *t, u32 r, const Piece<M> &value) const {
         if (!owns(p, r)) return;
-        float *row = t + head.base + (y * p.w + x + r) * head.stride;
+        Real *row = t + head.base + (y * p.w + x + r) * head.stride;
         UNROLL for (int m = 0; m < M; m++) {
-            u32 c = 4 * (lane + L * m);
+            u32 c = WIDTH * (lane + L * m);
             if (c < p.d) store(row + c, value.v[m]);
         }
     }

@@ -10,12 +10,12 @@
 // dv in one launch.
 //
 // Flop: dq 6, dk and dv 8, tables 6 kh kw d a query and head. Extra memory: stats [N, H, W, G, 2], sums by offset
-// [pieces, G, kh, kw, d + 4]. Shared memory: 8 R kw bytes a group, at most 16 KiB.
+// [pieces, G, kh, kw, d + 4]. Shared memory: 8 R kw bytes a group, at most 26 KiB.
 
 #include "common.cuh"
 #include "local_attention.cuh"
 
-template <int L, int M, int R> DEVICE void query_gradient(const Params &p, const Given &in, float *dq, float *shared) {
+template <int L, int M, int R> DEVICE void query_gradient(const Params &p, const Given &in, Real *dq, float *shared) {
     Group<L, M, R> at(p);
     // q . rel_w, and the sums of dS by column of the window: [R, kw] each, the group's own.
     float *terms = shared + threadIdx.x / L * 2 * R * p.kw, *by_column = terms + R * p.kw;
@@ -63,7 +63,7 @@ template <int L, int M, int R> DEVICE void query_gradient(const Params &p, const
     UNROLL for (int r = 0; r < R; r++) at.put(p, dq, r, out[r]);
 }
 
-template <int L, int M, int R> DEVICE void key_gradients(const Params &p, const Given &in, float *dk, float *dv) {
+template <int L, int M, int R> DEVICE void key_gradients(const Params &p, const Given &in, Real *dk, Real *dv) {
     Group<L, M, R> at(p);
     Piece<M> key[R], value[R], sum_k[R], sum_v[R];
     UNROLL for (int r = 0; r < R; r++) {
@@ -107,60 +107,60 @@ template <int L, int M, int R> DEVICE void key_gradients(const Params &p, const 
 }
 
 // dq, dk and dv `p.part` apart in one buffer.
-template <int L, int M, int R> DEVICE void both(const Params &p, const Given &in, float *grads, float *shared) {
+template <int L, int M, int R> DEVICE void both(const Params &p, const Given &in, Real *grads, float *shared) {
     query_gradient<L, M, R>(p, in, grads, shared);
     key_gradients<L, M, R>(p, in, grads + p.part, grads + 2 * p.part);
 }
 
-KERNEL(128) local_attention_bwd_f32(LocalAttentionParams p, INPUTS, float *grads) {
+KERNEL(128) OF(local_attention_bwd)(LocalAttentionParams p, INPUTS, Real *grads) {
     DYN_SMEM(float, shared);
-    both<4, 1, 4>(p, GIVEN, grads, shared);
+    both<16 / WIDTH, 1, 4>(p, GIVEN, grads, shared);
 }
-KERNEL(128) local_attention_bwd_d32_f32(LocalAttentionParams p, INPUTS, float *grads) {
+KERNEL(128) OF(local_attention_bwd_d32)(LocalAttentionParams p, INPUTS, Real *grads) {
     DYN_SMEM(float, shared);
-    both<4, 2, 4>(p, GIVEN, grads, shared);
+    both<4, 8 / WIDTH, 4>(p, GIVEN, grads, shared);
 }
-KERNEL(128) local_attention_bwd_d64_f32(LocalAttentionParams p, INPUTS, float *grads) {
+KERNEL(128) OF(local_attention_bwd_d64)(LocalAttentionParams p, INPUTS, Real *grads) {
     DYN_SMEM(float, shared);
-    both<4, 4, 2>(p, GIVEN, grads, shared);
+    both<4, 16 / WIDTH, 2>(p, GIVEN, grads, shared);
 }
-KERNEL(128) local_attention_bwd_wide_f32(LocalAttentionParams p, INPUTS, float *grads) {
+KERNEL(128) OF(local_attention_bwd_wide)(LocalAttentionParams p, INPUTS, Real *grads) {
     DYN_SMEM(float, shared);
-    both<32, 4, 1>(p, GIVEN, grads, shared);
+    both<32, 16 / WIDTH, 1>(p, GIVEN, grads, shared);
 }
 
-KERNEL(128) local_attention_bwd_dq_f32(LocalAttentionParams p, INPUTS, float *dq) {
+KERNEL(128) OF(local_attention_bwd_dq)(LocalAttentionParams p, INPUTS, Real *dq) {
     DYN_SMEM(float, shared);
-    query_gradient<4, 1, 4>(p, GIVEN, dq, shared);
+    query_gradient<16 / WIDTH, 1, 4>(p, GIVEN, dq, shared);
 }
-KERNEL(128) local_attention_bwd_dq_d32_f32(LocalAttentionParams p, INPUTS, float *dq) {
+KERNEL(128) OF(local_attention_bwd_dq_d32)(LocalAttentionParams p, INPUTS, Real *dq) {
     DYN_SMEM(float, shared);
-    query_gradient<4, 2, 4>(p, GIVEN, dq, shared);
+    query_gradient<4, 8 / WIDTH, 4>(p, GIVEN, dq, shared);
 }
-KERNEL(128) local_attention_bwd_dq_d64_f32(LocalAttentionParams p, INPUTS, float *dq) {
+KERNEL(128) OF(local_attention_bwd_dq_d64)(LocalAttentionParams p, INPUTS, Real *dq) {
     DYN_SMEM(float, shared);
-    query_gradient<4, 4, 2>(p, GIVEN, dq, shared);
+    query_gradient<4, 16 / WIDTH, 2>(p, GIVEN, dq, shared);
 }
-KERNEL(128) local_attention_bwd_dq_wide_f32(LocalAttentionParams p, INPUTS, float *dq) {
+KERNEL(128) OF(local_attention_bwd_dq_wide)(LocalAttentionParams p, INPUTS, Real *dq) {
     DYN_SMEM(float, shared);
-    query_gradient<32, 4, 1>(p, GIVEN, dq, shared);
+    query_gradient<32, 16 / WIDTH, 1>(p, GIVEN, dq, shared);
 }
 
-KERNEL(128) local_attention_bwd_dkv_f32(LocalAttentionParams p, INPUTS, float *dk, float *dv) {
-    key_gradients<4, 1, 4>(p, GIVEN, dk, dv);
+KERNEL(128) OF(local_attention_bwd_dkv)(LocalAttentionParams p, INPUTS, Real *dk, Real *dv) {
+    key_gradients<16 / WIDTH, 1, 4>(p, GIVEN, dk, dv);
 }
-KERNEL(128) local_attention_bwd_dkv_d32_f32(LocalAttentionParams p, INPUTS, float *dk, float *dv) {
-    key_gradients<4, 2, 4>(p, GIVEN, dk, dv);
+KERNEL(128) OF(local_attention_bwd_dkv_d32)(LocalAttentionParams p, INPUTS, Real *dk, Real *dv) {
+    key_gradients<4, 8 / WIDTH, 4>(p, GIVEN, dk, dv);
 }
-KERNEL(128) local_attention_bwd_dkv_d64_f32(LocalAttentionParams p, INPUTS, float *dk, float *dv) {
-    key_gradients<4, 4, 2>(p, GIVEN, dk, dv);
+KERNEL(128) OF(local_attention_bwd_dkv_d64)(LocalAttentionParams p, INPUTS, Real *dk, Real *dv) {
+    key_gradients<4, 16 / WIDTH, 2>(p, GIVEN, dk, dv);
 }
-KERNEL(128) local_attention_bwd_dkv_wide_f32(LocalAttentionParams p, INPUTS, float *dk, float *dv) {
-    key_gradients<32, 4, 1>(p, GIVEN, dk, dv);
+KERNEL(128) OF(local_attention_bwd_dkv_wide)(LocalAttentionParams p, INPUTS, Real *dk, Real *dv) {
+    key_gradients<32, 16 / WIDTH, 1>(p, GIVEN, dk, dv);
 }
 
 // partial [pieces, G, kh, kw, width]; a warp owns an offset of a head and of a piece of the batch's rows.
-KERNEL(256) local_attention_bwd_tables_f32(LocalAttentionParams p, INPUTS, float *partial) {
+KERNEL(256) OF(local_attention_bwd_tables)(LocalAttentionParams p, INPUTS, float *partial) {
     u32 i = flat_id() / 32, lane = threadIdx.x % 32;
     if (i >= p.pieces * p.g * p.kh * p.kw) return;
     u32 b = i % p.kw, a = i / p.kw % p.kh, g = i / p.kw / p.kh % p.g, piece = i / p.kw / p.kh / p.g;

@@ -13,7 +13,7 @@
 use super::attention::{Passes, Problem, TableLayout, attend, check, padded, part};
 use crate::cpu::local_attention as cpu;
 use crate::error::{Error, Result};
-use crate::kernel::{Access, F32, Kernel, Plan, params};
+use crate::kernel::{Access, F32, Kernel, Plan, Stored, params};
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
@@ -130,19 +130,19 @@ fn plan_tokens(bytes: &[u8], _: &crate::Caps) -> Plan {
 
 /// The first six bindings of every backward kernel, then what it writes.
 macro_rules! backward_bindings {
-    ($($output:literal),+) => {
-        &[("q", READ, F32), ("k", READ, F32), ("v", READ, F32), ("tables", READ, F32), ("dy", READ, F32), ("stats", READ, F32), $(($output, WRITE, F32)),+]
+    ($($output:expr),+) => {
+        &[("q", READ, Stored), ("k", READ, Stored), ("v", READ, Stored), ("tables", READ, F32), ("dy", READ, Stored), ("stats", READ, F32), $($output),+]
     };
 }
 
 static FWD: Kernel = Kernel {
     name: "local_attention_fwd_f32",
     bindings: &[
-        ("q", READ, F32),
-        ("k", READ, F32),
-        ("v", READ, F32),
+        ("q", READ, Stored),
+        ("k", READ, Stored),
+        ("v", READ, Stored),
         ("tables", READ, F32),
-        ("y", WRITE, F32),
+        ("y", WRITE, Stored),
         ("lse", WRITE, F32),
     ],
     cpu: cpu::fwd,
@@ -154,7 +154,7 @@ static FWD: Kernel = Kernel {
 /// dq, dk and dv in one launch; the CPU also fills in the tables' gradients.
 static BWD: Kernel = Kernel {
     name: "local_attention_bwd_f32",
-    bindings: backward_bindings!("grads"),
+    bindings: backward_bindings!(("grads", WRITE, Stored)),
     cpu: cpu::bwd,
     wgsl: WGSL,
     cuda: cuda::BWD,
@@ -163,7 +163,7 @@ static BWD: Kernel = Kernel {
 
 static BWD_DQ: Kernel = Kernel {
     name: "local_attention_bwd_dq_f32",
-    bindings: backward_bindings!("dq"),
+    bindings: backward_bindings!(("dq", WRITE, Stored)),
     cpu: cpu::dq,
     wgsl: WGSL,
     cuda: cuda::BWD_DQ,
@@ -172,7 +172,7 @@ static BWD_DQ: Kernel = Kernel {
 
 static BWD_DKV: Kernel = Kernel {
     name: "local_attention_bwd_dkv_f32",
-    bindings: backward_bindings!("dk", "dv"),
+    bindings: backward_bindings!(("dk", WRITE, Stored), ("dv", WRITE, Stored)),
     cpu: cpu::dkv,
     wgsl: WGSL,
     cuda: cuda::BWD_DKV,
@@ -181,7 +181,7 @@ static BWD_DKV: Kernel = Kernel {
 
 static BWD_TABLES: Kernel = Kernel {
     name: "local_attention_bwd_tables_f32",
-    bindings: backward_bindings!("partial"),
+    bindings: backward_bindings!(("partial", WRITE, F32)),
     cpu: cpu::tables,
     wgsl: WGSL,
     cuda: cuda::BWD_TABLES,
@@ -217,7 +217,7 @@ static PASSES: Passes = Passes {
 ///
 /// # Errors
 /// [`Error::Shape`] where q, k and v differ, the window is even, zero or larger than [`MAX_WINDOW`], a table does not fit
-/// the window, or a tensor is not f32; [`Error::Device`] when memory runs out.
+/// the window, q, k and v are not all of one float type, or a table is not f32; [`Error::Device`] when memory runs out.
 pub fn local_attention(
     q: &Tensor,
     k: &Tensor,

@@ -8,14 +8,14 @@ use crate::ops::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors
 pub(crate) static SPEC: OpSpec = OpSpec {
     name: OP,
     inputs: &[
-        Port::new("q", Layout::Plain),
-        Port::new("k", Layout::Plain),
-        Port::new("v", Layout::Plain),
+        Port::new("q", Layout::Plain).stored(),
+        Port::new("k", Layout::Plain).stored(),
+        Port::new("v", Layout::Plain).stored(),
         Port::new("rel_h", Layout::Plain).optional(),
         Port::new("rel_w", Layout::Plain).optional(),
         Port::new("bias", Layout::Plain).optional(),
     ],
-    outputs: &[Port::new("y", Layout::Plain)],
+    outputs: &[Port::new("y", Layout::Plain).stored()],
     attrs: &["scale", "kernel", "border"],
     cases,
     run,
@@ -106,6 +106,32 @@ fn cases() -> Vec<Case> {
         large("14x14, 8 heads of 16", [1, 14, 14, 8, 16], (7, 7), "mask", &["rel_h", "rel_w"]),
         large("14x13, 13x13", [1, 14, 13, 2, 8], (13, 13), "mask", &["bias"]),
         large("d = 68", [1, 6, 5, 1, 68], (3, 3), "zero", &["rel_h", "rel_w"]),
+    ]);
+    cases.extend(patches());
+    cases
+}
+
+/// Widths and windows that CUDA takes on tensor cores in half precision, 16 places of a map at a time: maps that no patch
+/// divides, blocks of one patch and of many, bands of all rows and of few.
+fn patches() -> Vec<Case> {
+    let all: &[&str] = &["rel_h", "rel_w", "bias"];
+    let mut cases = Vec::new();
+    for border in ["mask", "zero"] {
+        cases.extend([
+            large("d = 16, 9x11, 2 heads", [1, 9, 11, 2, 16], (7, 7), border, all),
+            large("d = 16, window beyond the map", [2, 3, 2, 1, 16], (7, 9), border, all),
+            large("d = 32, 5x14", [1, 5, 14, 1, 32], (9, 9), border, &["rel_w"]),
+            large("d = 64, 9x8", [1, 9, 8, 1, 64], (7, 7), border, &["rel_h", "bias"]),
+            large("d = 128, 4x5", [1, 4, 5, 1, 128], (13, 13), border, all),
+        ]);
+    }
+    cases.extend([
+        large("d = 32, 12x17", [1, 12, 17, 1, 32], (7, 7), "zero", all),
+        large("d = 32, 13x7", [1, 13, 7, 1, 32], (13, 13), "mask", all),
+        large("d = 32, 2 heads, a wide window", [1, 3, 10, 2, 32], (3, 11), "mask", all),
+        large("d = 64, 15x6", [1, 15, 6, 1, 64], (13, 9), "zero", &["rel_h", "rel_w"]),
+        large("d = 128, 9x9", [1, 9, 9, 1, 128], (7, 7), "mask", &["rel_h", "rel_w"]),
+        large("d = 128, 3x10", [1, 3, 10, 1, 128], (11, 9), "zero", &[]),
     ]);
     cases
 }
