@@ -8,9 +8,10 @@ use attn2d::{DType, Device, Tensor, models::Model};
 
 const HALF: [DType; 2] = [DType::F16, DType::BF16];
 
-/// Allowed distance of a gradient, in units of the type's rounding. A few roundings follow one another in each chain, and where
-/// one moves a number across zero, or another pixel ahead in a window, ReLU and pooling send a gradient another way.
-const UNITS: f64 = 64.0;
+/// Allowed distance of a gradient, in units of the type's rounding; about twice the largest that is seen. A few roundings follow one
+/// another in each chain, and where one moves a number across zero, or another pixel ahead in a window, ReLU and pooling send a
+/// gradient another way.
+const UNITS: f64 = 16.0;
 
 fn devices() -> Vec<Device> {
     let mut devices = vec![Device::cpu()];
@@ -209,6 +210,10 @@ fn steps(device: &Device, dtype: DType) -> (Vec<f32>, Tensor) {
 
 const STEPS: u32 = 4;
 
+/// Of a network of ten convolutions whose norms see few values the gradient moves ten times as far (by 0.04 in f16), its loss no
+/// further.
+const DEEP: f64 = 10.0;
+
 /// A model of the crate with images in half precision: f32 master weights, copies of them made at each step.
 #[test]
 fn a_resnet_learns_in_half_precision() {
@@ -219,7 +224,7 @@ fn a_resnet_learns_in_half_precision() {
             let what = format!("{} on {}", dtype.suffix(), device.name());
             let off = distance(&first, &gradient);
             println!("{what}: {losses:?} for {exact:?}, the first gradient off by {off:.1e}");
-            assert!(off < UNITS * dtype.epsilon(), "{what}: {off}");
+            assert!(off < DEEP * UNITS * dtype.epsilon(), "{what}: {off}");
             assert!(losses[STEPS as usize - 1] < losses[0], "{what}: {losses:?}");
             for (a, b) in losses.iter().zip(&exact) {
                 assert!(
