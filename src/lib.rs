@@ -47,7 +47,36 @@
 //! # Layouts
 //!
 //! Everything is contiguous. Images are `[N, H, W, C]`, tokens `[N, H, W, heads, d]`, convolution weights `[O, kh, kw, I]`. Files
-//! keep torchvision's names and layouts. Elements are `f32`; class labels are `u32`.
+//! keep torchvision's names and layouts. Elements are `f32`, `f16` or `bf16` ([`DType`]); class labels are `u32`.
+//!
+//! # Precision
+//!
+//! Every op but the optimiser's steps takes activations in `f16` and `bf16` too, on the CUDA devices and on the CPU (which widens them to
+//! `f32` and rounds what it writes); `wgpu` has `f32` alone. Sums, norms, softmax and losses are computed in `f32` whatever
+//! the storage. Matrix weights are stored as the activations are; biases, weights of norms, statistics, position tables, and the
+//! gradients of all parameters are `f32`. So parameters stay in `f32`, and [`ops::cast`] makes the copies that a step
+//! computes with; the layers of [`nn`] do that by themselves, so a model given half-precision images runs in half precision.
+//!
+//! ```
+//! use attn2d::{DType, Device, Tensor, ops};
+//!
+//! # fn main() -> attn2d::Result<()> {
+//! let device = Device::new("cpu")?;
+//! assert!(device.caps().half);
+//! // From numbers on the host, each rounded to the nearest bf16; Tensor::uninit is for what a kernel is to fill.
+//! let x = Tensor::from_f32_as(&device, &[1, 2], DType::BF16, &[1.0, 0.3])?;
+//! assert_eq!(x.to_f32()?, [1.0, 0.30078125]);
+//! assert_eq!(Tensor::uninit(&device, &[2, 2], DType::BF16)?.dtype(), x.dtype());
+//! // A master weight in f32, its copy for this step, and an f32 gradient that comes back through the copy.
+//! let weight = Tensor::from_f32(&device, &[2, 2], &[0.5, -0.25, 1.0, 2.0])?.requires_grad();
+//! let y = ops::linear(&x, &ops::cast(&weight, x.dtype())?, None)?;
+//! assert_eq!(y.dtype(), DType::BF16);
+//! let gradients = y.backward_with(&Tensor::from_f32_as(&device, &[1, 2], DType::BF16, &[1.0, 1.0])?)?;
+//! let dw = gradients.get(&weight).expect("the weight asked for a gradient");
+//! assert_eq!((dw.dtype(), dw.to_f32()?), (DType::F32, vec![1.0, 0.30078125, 1.0, 0.30078125]));
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! # Devices and features
 //!

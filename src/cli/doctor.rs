@@ -74,13 +74,14 @@ fn describe(out: &mut String, report: &DeviceReport) {
 }
 
 fn limits(caps: &Caps) -> String {
-    if caps.max_invocations == 1 {
-        return "the reference of every other device".into();
-    }
     let yes = |on: bool| if on { "yes" } else { "no" };
+    let half = format!("kernels in half precision (f16, bf16) {}", yes(caps.half));
+    if caps.max_invocations == 1 {
+        return format!("the reference of every other device, {half}, by way of f32");
+    }
     let subgroup = caps.subgroup.map_or("none".into(), |(least, most)| format!("{least}..{most}"));
     format!(
-        "{}workgroup memory {} KiB, {} invocations, binding {} MiB, subgroups {subgroup}, f16 {}, timestamps {}",
+        "{}workgroup memory {} KiB, {} invocations, binding {} MiB, subgroups {subgroup}, f16 in shaders {}, timestamps {}, {half}",
         if caps.software { "software (right, not fast), " } else { "" },
         caps.workgroup_memory / 1024,
         caps.max_invocations,
@@ -120,6 +121,10 @@ mod tests {
     fn the_cpu_always_works() {
         let text = super::report();
         assert!(text.contains("[ ok ] cpu"), "{text}");
+        assert!(
+            text.contains("kernels in half precision (f16, bf16) yes, by way of f32"),
+            "{text}"
+        );
         assert!(text.contains("cuda:0") && text.contains("--device auto takes"), "{text}");
         assert!(!text.contains("[FAIL]"), "{text}");
         assert!(text.contains("CUDA kernels: "), "{text}");

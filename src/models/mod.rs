@@ -85,6 +85,9 @@ impl Model {
 
     /// Logits `[N, classes]` of normalised images `[N, H, W, 3]`.
     ///
+    /// With images in f16 or bf16 ([`crate::ops::cast`]) activations and logits are stored so too; parameters, their gradients and
+    /// running statistics stay in f32.
+    ///
     /// # Errors
     /// [`Error::Shape`] for images of another form, or of another size where the model has global position tables.
     pub fn forward(&self, images: &Tensor, mode: &Mode) -> Result<Tensor> {

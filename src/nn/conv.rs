@@ -6,7 +6,8 @@ use crate::ops::case::Layout;
 use crate::ops::{self, Conv2d};
 use crate::tensor::Tensor;
 
-/// A convolution without bias, as it stands before a batch norm. Owns `weight [O, kh, kw, I]` (OIHW in files).
+/// A convolution without bias, as it stands before a batch norm. Owns `weight [O, kh, kw, I]` (OIHW in files), in f32; an image in
+/// f16 or bf16 meets a copy of it that is stored as the image is.
 pub struct Conv {
     weight: Tensor,
     opt: Conv2d,
@@ -34,7 +35,7 @@ impl Conv {
 
 impl Module for Conv {
     fn forward(&self, x: &Tensor, _: &Mode) -> Result<Tensor> {
-        ops::conv2d(x, &self.weight, None, self.opt)
+        ops::conv2d(x, &ops::cast(&self.weight, x.dtype())?, None, self.opt)
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

@@ -6,7 +6,8 @@ use crate::ops;
 use crate::ops::case::Layout;
 use crate::tensor::Tensor;
 
-/// `y = x weight^T + bias`. Owns `weight [O, I]` and `bias [O]`.
+/// `y = x weight^T + bias`. Owns `weight [O, I]` and `bias [O]`, in f32; x in f16 or bf16 meets a copy of the weight that is stored
+/// as x is.
 pub struct Linear {
     weight: Tensor,
     bias: Tensor,
@@ -26,7 +27,7 @@ impl Linear {
 
 impl Module for Linear {
     fn forward(&self, x: &Tensor, _: &Mode) -> Result<Tensor> {
-        ops::linear(x, &self.weight, Some(&self.bias))
+        ops::linear(x, &ops::cast(&self.weight, x.dtype())?, Some(&self.bias))
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {
