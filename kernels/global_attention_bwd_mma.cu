@@ -62,7 +62,7 @@ template <int D> DEVICE void query_gradient(
             copy_async_wait(0);
             __syncthreads();
             if (STAGES<D> == 2 && k0 + TILE < head.tokens) copy(k0 + TILE, stage ^ 1);
-            terms.fill(p, head, in.tables, rows.q[0], q0, at, k0, k0 > 0 || walk > 1);
+            terms.fill(p, head, in.tables, rows.q[0], q0, at, k0, k0 > 0 || walk > 1, false);
             __syncwarp();
             const Real *k = stages + stage * STAGE;
             const uint2 *keys = terms.keys + stage * TILE;
@@ -172,7 +172,7 @@ template <int D> DEVICE void key_gradients(
         if (p.has_rel_h || p.has_rel_w) {
             Rows<D> own_queries;
             own_queries.load(q, at);
-            terms.fill(p, head, in.tables, own_queries, q0, at, k0, false);
+            terms.fill(p, head, in.tables, own_queries, q0, at, k0, false, true);
             __syncthreads();
         }
         Queries now = {queries.stats + stage * TILE, queries.bias + stage * TILE};

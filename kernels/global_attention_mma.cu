@@ -96,7 +96,7 @@ template <int D, int M> DEVICE void forward(const Params &p, const Real *q, cons
             terms.describe(p, k0 + TILE, stage ^ 1);
             copy_async_commit();
         }
-        UNROLL for (int m = 0; m < M; m++) terms.fill(p, head, tables, rows[m], q0, at + 16 * m, k0, k0 > 0);
+        UNROLL for (int m = 0; m < M; m++) terms.fill(p, head, tables, rows[m], q0, at + 16 * m, k0, k0 > 0, false);
         __syncwarp();
         const Real *tile = stages + stage * STAGE;
         float s[M][8][4];

@@ -239,11 +239,13 @@ template <int M> struct Terms {
         keys[stage * TILE + threadIdx.x] = make_uint2(row * LINE | column * LINE << 16, y * table_columns(p) + x);
     }
     // Terms of the 16 queries from q0 + `at` on, whose rows are q, with the keys from k0 on; `again` where the tile is not the
-    // queries' first. A warp calls it for its own.
-    template <int D> DEVICE void fill(
-        const Params &p, const Head &head, const float *tables, const Rows<D> &q, u32 q0, u32 at, u32 k0, bool again) {
+    // queries' first, `alone` where it is their only one. A warp calls it for its own.
+    template <int D> DEVICE void fill(const Params &p, const Head &head, const float *tables, const Rows<D> &q, u32 q0, u32 at,
+        u32 k0, bool again, bool alone) {
         if (p.has_rel_h && (!again || by_tile(p))) {
-            fill_axis<LINE>(p, row_axis(p, k0), true, rel_h_row(p, tables, head.g, 0), q, q0 + at, rows + at);
+            Axis axis = row_axis(p, k0);
+            if (alone) axis.low = k0 / p.w, axis.high = (least(k0 + TILE, head.tokens) - 1) / p.w;
+            fill_axis<LINE>(p, axis, true, rel_h_row(p, tables, head.g, 0), q, q0 + at, rows + at);
         }
         if (p.has_rel_w && (!again || p.w > WHOLE)) {
             fill_axis<LINE>(p, column_axis(p, k0), false, rel_w_row(p, tables, head.g, 0), q, q0 + at, columns + at);

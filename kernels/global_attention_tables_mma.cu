@@ -126,7 +126,7 @@ template <int D> struct Tables {
             copy_async_wait(0);
             __syncthreads();
             if (STAGES<D> == 2 && k0 + TILE < head.tokens) copy(k0 + TILE, stage ^ 1);
-            terms.fill(p, head, in.tables, rows.q[0], q0, at, k0, k0 > 0);
+            terms.fill(p, head, in.tables, rows.q[0], q0, at, k0, k0 > 0, false);
             __syncwarp();
             Real *k = stages + stage * STAGE;
             const uint2 *keys = terms.keys + stage * TILE;
