@@ -37,7 +37,6 @@ template <int D> DEVICE void query_gradient(
     QueryRows<D> rows;
     rows.first = q0 + at;
     rows.row_sums = terms.end(p) + at;
-    rows.column_sums = rows.row_sums + row_lines(p) * LINE;
     rows.load(p, in, head);
     clear_lines(lines, rows.row_sums);
     __syncwarp();

@@ -74,7 +74,9 @@ template <int D> struct QueryRows {
     Rows<D> q[1], dy[1];
     float lse[2], delta[2];
     u32 bias[2], first;
-    float *row_sums, *column_sums;
+    float *row_sums;
+
+    DEVICE float *column_sums(const Params &p) const { return row_sums + row_lines(p) * LINE; }
 
     DEVICE void load(const Params &p, const Given &in, const Head &head) {
         q[0].load(p, head, in.q, first);
@@ -110,13 +112,13 @@ template <int D> struct QueryRows {
             u32 last = least(k0 + from + COLUMNS, head.tokens) - 1;
             add_sums<LINE>(keys + from, 0, axis.line((k0 + from) / p.w), axis.line(last / p.w), ds, row_sums);
         }
-        if (p.has_rel_w) add_sums<LINE>(keys + from, 16, 0, column_axis(p, k0).lines - 1, ds, column_sums);
+        if (p.has_rel_w) add_sums<LINE>(keys + from, 16, 0, column_axis(p, k0).lines - 1, ds, column_sums(p));
     }
     // The tables' share of dq: the sums, which begin again, times the tables' rows.
     DEVICE void flush(const Params &p, const Given &in, const Head &head, u32 k0, float (&out)[D / 8][4]) {
         __syncwarp();
         if (p.has_rel_h) apply_axis<LINE, D>(p, row_axis(p, k0), true, rel_h_row(p, in.tables, head.g, 0), row_sums, first, out);
-        if (p.has_rel_w) apply_axis<LINE, D>(p, column_axis(p, k0), false, rel_w_row(p, in.tables, head.g, 0), column_sums, first, out);
+        if (p.has_rel_w) apply_axis<LINE, D>(p, column_axis(p, k0), false, rel_w_row(p, in.tables, head.g, 0), column_sums(p), first, out);
         __syncwarp();
         clear_lines(row_lines(p) + column_lines(p), row_sums);
         __syncwarp();

@@ -102,7 +102,6 @@ template <int D> struct Tables {
         QueryRows<D> rows;
         rows.first = q0 + at;
         rows.row_sums = sums + at;
-        rows.column_sums = rows.row_sums + row_lines(p) * LINE;
         rows.load(p, in, head);
         clear_lines(row_lines(p) + column_lines(p), rows.row_sums);
         __syncthreads();
@@ -150,7 +149,7 @@ template <int D> DEVICE void bwd_tables(const Params &p, const Given &in, float 
     }
 }
 
-KERNEL(128) OF(global_attention_bwd_tables_d16)(GlobalAttentionParams p, INPUTS, float *partial) {
+KERNEL(128, 3) OF(global_attention_bwd_tables_d16)(GlobalAttentionParams p, INPUTS, float *partial) {
     DYN_SMEM(unsigned char, shared);
     bwd_tables<16>(p, GIVEN, partial, shared);
 }
@@ -158,7 +157,7 @@ KERNEL(128, 3) OF(global_attention_bwd_tables_d32)(GlobalAttentionParams p, INPU
     DYN_SMEM(unsigned char, shared);
     bwd_tables<32>(p, GIVEN, partial, shared);
 }
-KERNEL(128) OF(global_attention_bwd_tables_d64)(GlobalAttentionParams p, INPUTS, float *partial) {
+KERNEL(128, 2) OF(global_attention_bwd_tables_d64)(GlobalAttentionParams p, INPUTS, float *partial) {
     DYN_SMEM(unsigned char, shared);
     bwd_tables<64>(p, GIVEN, partial, shared);
 }
