@@ -77,7 +77,7 @@ fn cases() -> Vec<Case> {
         large("20x17, d = 68", [1, 20, 17, 1, 68], &["rel_h", "rel_w"]),
         large("14x14, d = 8", [1, 14, 14, 2, 8], &["bias"]),
         large("9x9, d = 64, two tiles", [1, 9, 9, 1, 64], &["rel_h", "rel_w"]),
-        // In bf16 its largest outlier of v stands on an outlier of dy: see `case`.
+        // One gradient of k is 1.1 times the tolerance of `large` off in bf16, on the CPU too: see `case`.
         large("12x11, all tables, d = 24", [1, 12, 11, 1, 24], all).tolerance(1e-3, 1e-4),
         large("2x71, columns by tile", [1, 2, 71, 1, 8], all),
         large("59x3, rows by tile", [1, 59, 3, 1, 8], &["rel_h", "rel_w"]),
