@@ -16,7 +16,12 @@
 //
 // Flop: dq 6, dk and dv 8 T^2 d a head, in whole tiles. Bytes: for dq its own tile of q, dy once, k and v once for each tile of
 // queries; for dk and dv likewise. Shared memory: 256 D bytes a stage, 272 bytes for each row and column with terms, for dq twice.
-// Limits: heads of up to 128 numbers. Not timed: no GPU.
+// Limits: heads of up to 128 numbers.
+//
+// Predicted, not timed (no GPU): the scores of 32 columns at a time are in registers, so that heads of 64 leave room for two (dk, dv)
+// or three (dq, with a few bytes spilled) blocks a multiprocessor; all 64 at a time took 255 and spilled. In maps with tables dk
+// and dv make the column terms of every tile of queries again, 2 (w + 15) products of d beside 4 * 64: their costliest part in maps
+// of 56 x 56.
 
 #include "global_attention_bwd_mma.cuh"
 
@@ -234,7 +239,8 @@ KERNEL(128, 3) OF(global_attention_bwd_dq_d32)(GlobalAttentionParams p, INPUTS, 
     DYN_SMEM(unsigned char, shared);
     bwd_dq<32>(p, GIVEN, dq, shared);
 }
-KERNEL(128) OF(global_attention_bwd_dq_d64)(GlobalAttentionParams p, INPUTS, Real *dq) {
+// Spills.
+KERNEL(128, 3) OF(global_attention_bwd_dq_d64)(GlobalAttentionParams p, INPUTS, Real *dq) {
     DYN_SMEM(unsigned char, shared);
     bwd_dq<64>(p, GIVEN, dq, shared);
 }
