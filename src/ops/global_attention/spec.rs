@@ -196,10 +196,24 @@ mod tests {
         let table = randn(&device, &[7, 16], 2);
         let message = error(&q, GlobalAttention { rel_h: Some(&table), ..Default::default() });
         assert!(message.contains("rel_h") && message.contains("[5, 16]"), "{message}");
+        let half = crate::ops::cast(&q, crate::DType::F16).unwrap();
+        let message = error(&half, GlobalAttention::default());
+        assert!(message.contains("k must be f32 as q is, but it is f16"), "{message}");
         let flat = randn(&device, &[12, 16], 3);
         let message =
             global_attention(&flat, &flat, &flat, GlobalAttention::default()).unwrap_err();
         assert!(message.to_string().contains("5 axes"), "{message}");
+    }
+
+    /// The tensor-core kernels have heads of up to 128 channels.
+    #[cfg(feature = "cuda-emu")]
+    #[test]
+    fn a_head_too_wide_for_half_precision_is_refused() {
+        let device = Device::open("cuda-emu").unwrap();
+        let q = randn(&device, &[1, 2, 2, 1, 136], 0);
+        let q = crate::ops::cast(&q, crate::DType::BF16).unwrap();
+        let message = global_attention(&q, &q, &q, GlobalAttention::default()).unwrap_err();
+        assert!(message.to_string().contains("up to 128 channels in bf16"), "{message}");
     }
 
     /// Nobody asks for the tables' gradients: none are made, and the others are right.
