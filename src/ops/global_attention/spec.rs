@@ -209,7 +209,7 @@ mod tests {
     #[cfg(feature = "cuda-emu")]
     #[test]
     fn a_head_too_wide_for_half_precision_is_refused() {
-        let device = Device::open("cuda-emu").unwrap();
+        let device = Device::new("cuda-emu").unwrap();
         let q = randn(&device, &[1, 2, 2, 1, 136], 0);
         let q = crate::ops::cast(&q, crate::DType::BF16).unwrap();
         let message = global_attention(&q, &q, &q, GlobalAttention::default()).unwrap_err();
