@@ -16,82 +16,22 @@
 //
 // Flop: dq 6, dk and dv 8 T^2 d a head, in whole tiles. Bytes: for dq its own tile of q, dy once, k and v once for each tile of
 // queries; for dk and dv likewise. Shared memory: 256 D bytes a stage, 272 bytes for each row and column with terms, for dq twice.
-// Limits: heads of up to 128 numbers. Not timed: no GPU.
+// Limits: heads of up to 128 numbers.
+//
+// Predicted, not timed (no GPU): the scores of 32 columns at a time are in registers, so that heads of 64 leave room for two (dk, dv)
+// or three (dq, with a few bytes spilled) blocks a multiprocessor; all 64 at a time took 255 and spilled. In maps with tables dk
+// and dv make the column terms of every tile of queries again, 2 (w + 15) products of d beside 4 * 64: their costliest part in maps
+// of 56 x 56.
 
-#include "global_attention_mma.cuh"
-
-// Tiles that are there at a time: one of heads of 128, whose two would leave no room for terms.
-template <int D> constexpr u32 STAGES = D == 128 ? 1 : 2;
-// Columns of a tile whose scores are in registers at a time.
-constexpr int COLUMNS = 32;
-constexpr int LINE = Terms<1>::LINE;
+#include "global_attention_bwd_mma.cuh"
 
 // ------------------------------------------------------------------------------------------------ dq
-
-// Lines of sums that one warp's 16 queries have, zeroed.
-DEVICE void clear_lines(u32 lines, float *sums) {
-    for (u32 i = threadIdx.x % 32; i < lines * 16; i += 32) sums[i / 16 * LINE + i % 16] = 0.0f;
-}
 
 template <int D> DEVICE void scale_rows(float scale, float (&out)[D / 8][4]) {
     UNROLL for (int n = 0; n < D / 8; n++) {
         UNROLL for (int i = 0; i < 4; i++) out[n][i] *= scale;
     }
 }
-
-// 16 queries of a warp: what they are, and the sums of dS for each map row and column of the keys.
-template <int D> struct QueryRows {
-    Rows<D> q[1], dy[1];
-    float lse[2], delta[2];
-    u32 bias[2], first;
-    float *row_sums, *column_sums;
-
-    DEVICE void load(const Params &p, const Given &in, const Head &head) {
-        q[0].load(p, head, in.q, first);
-        dy[0].load(p, head, in.dy, first);
-        UNROLL for (int i = 0; i < 2; i++) {
-            u32 t = first + lane_row() + 8 * i, query = least(t, head.tokens - 1), stat = 2 * (head.stat + query * p.g);
-            // No probability is left of a row past the last query.
-            lse[i] = t < head.tokens ? in.stats[stat] * LOG2E : INFINITY;
-            delta[i] = in.stats[stat + 1];
-            bias[i] = bias_at(p, head.g, query);
-        }
-    }
-    // dS with COLUMNS keys from k0 + `from` on of a tile of k and v.
-    DEVICE void weights(const Params &p, const Given &in, const Head &head, const Terms<1> &terms, const uint2 *keys, const Real *k,
-        u32 k0, u32 from, Weights<COLUMNS / 8> (&ds)[1]) const {
-        float s[1][COLUMNS / 8][4], dp[1][COLUMNS / 8][4];
-        multiply(q, k, from, s);
-        multiply(dy, k + TILE * D, from, dp);
-        finish_scores(p, in.tables, terms, keys + from, threadIdx.x / 32 * 16, bias, s[0]);
-        UNROLL for (int j = 0; j < COLUMNS / 8; j++) {
-            UNROLL for (int i = 0; i < 4; i++) {
-                float prob = exp2_fast(s[0][j][i] - lse[i / 2]);
-                if (k0 + from + j * 8 + lane_column() + i % 2 >= head.tokens) prob = 0.0f;
-                s[0][j][i] = prob * (dp[0][j][i] - delta[i / 2]);
-            }
-        }
-        ds[0].round(s[0]);
-    }
-    // Adds dS to the sums of the lines that the keys from k0 on have.
-    DEVICE void add(const Params &p, const Head &head, const uint2 *keys, u32 k0, u32 from, const Weights<COLUMNS / 8> &ds) {
-        if (p.has_rel_h) {
-            Axis axis = row_axis(p, k0);
-            u32 last = least(k0 + from + COLUMNS, head.tokens) - 1;
-            add_sums<LINE>(keys + from, 0, axis.line((k0 + from) / p.w), axis.line(last / p.w), ds, row_sums);
-        }
-        if (p.has_rel_w) add_sums<LINE>(keys + from, 16, 0, column_axis(p, k0).lines - 1, ds, column_sums);
-    }
-    // The tables' share of dq: the sums, which begin again, times the tables' rows.
-    DEVICE void flush(const Params &p, const Given &in, const Head &head, u32 k0, float (&out)[D / 8][4]) {
-        __syncwarp();
-        if (p.has_rel_h) apply_axis<LINE, D>(p, row_axis(p, k0), true, rel_h_row(p, in.tables, head.g, 0), row_sums, first, out);
-        if (p.has_rel_w) apply_axis<LINE, D>(p, column_axis(p, k0), false, rel_w_row(p, in.tables, head.g, 0), column_sums, first, out);
-        __syncwarp();
-        clear_lines(row_lines(p) + column_lines(p), row_sums);
-        __syncwarp();
-    }
-};
 
 template <int D> DEVICE void query_gradient(
     const Params &p, const Given &in, const Head &head, u32 q0, Real *dq, unsigned char *shared) {
@@ -102,7 +42,6 @@ template <int D> DEVICE void query_gradient(
     QueryRows<D> rows;
     rows.first = q0 + at;
     rows.row_sums = terms.end(p) + at;
-    rows.column_sums = rows.row_sums + row_lines(p) * LINE;
     rows.load(p, in, head);
     clear_lines(lines, rows.row_sums);
     __syncwarp();
@@ -127,7 +66,7 @@ template <int D> DEVICE void query_gradient(
             copy_async_wait(0);
             __syncthreads();
             if (STAGES<D> == 2 && k0 + TILE < head.tokens) copy(k0 + TILE, stage ^ 1);
-            terms.fill(p, head, in.tables, rows.q[0], q0, at, k0, k0 > 0 || walk > 1);
+            terms.fill(p, head, in.tables, rows.q[0], q0, at, k0, k0 > 0 || walk > 1, false);
             __syncwarp();
             const Real *k = stages + stage * STAGE;
             const uint2 *keys = terms.keys + stage * TILE;
@@ -237,7 +176,7 @@ template <int D> DEVICE void key_gradients(
         if (p.has_rel_h || p.has_rel_w) {
             Rows<D> own_queries;
             own_queries.load(q, at);
-            terms.fill(p, head, in.tables, own_queries, q0, at, k0, false);
+            terms.fill(p, head, in.tables, own_queries, q0, at, k0, false, true);
             __syncthreads();
         }
         Queries now = {queries.stats + stage * TILE, queries.bias + stage * TILE};
@@ -300,7 +239,8 @@ KERNEL(128, 3) OF(global_attention_bwd_dq_d32)(GlobalAttentionParams p, INPUTS, 
     DYN_SMEM(unsigned char, shared);
     bwd_dq<32>(p, GIVEN, dq, shared);
 }
-KERNEL(128) OF(global_attention_bwd_dq_d64)(GlobalAttentionParams p, INPUTS, Real *dq) {
+// Spills.
+KERNEL(128, 3) OF(global_attention_bwd_dq_d64)(GlobalAttentionParams p, INPUTS, Real *dq) {
     DYN_SMEM(unsigned char, shared);
     bwd_dq<64>(p, GIVEN, dq, shared);
 }

@@ -15,8 +15,12 @@
 //
 // Flop: 4 T^2 d a head, in whole tiles; the position terms add 4 (2h + 2w) T d. Bytes: q, y and tables once, k and v once for each
 // tile of queries, mostly out of the L2 cache. Shared memory: 256 D bytes a stage and 272 (528) bytes for each map row and column
-// with terms. Limits: heads of up to 128 numbers. Prediction from registers and bytes, not timed (no GPU): bound by the tensor
-// cores from 196 tokens on, by latency at 49.
+// with terms. Limits: heads of up to 128 numbers.
+//
+// Predicted, not timed (no GPU): of a tile and warp of _m2 with d = 64, a quarter of an A100's multiprocessor has 128 mma of 8 cycles,
+// 2048 powers of two at 4 a cycle and about 5 f32 operations a score at 16 a cycle: 1024, 512 and 640 cycles, which overlap only
+// between the two blocks that 255 registers leave room for. That is half of the tensor cores' peak at best, less where d is 32;
+// maps of one tile are bound by latency.
 
 #include "global_attention_mma.cuh"
 
@@ -96,7 +100,7 @@ template <int D, int M> DEVICE void forward(const Params &p, const Real *q, cons
             terms.describe(p, k0 + TILE, stage ^ 1);
             copy_async_commit();
         }
-        UNROLL for (int m = 0; m < M; m++) terms.fill(p, head, tables, rows[m], q0, at + 16 * m, k0, k0 > 0);
+        UNROLL for (int m = 0; m < M; m++) terms.fill(p, head, tables, rows[m], q0, at + 16 * m, k0, k0 > 0, false);
         __syncwarp();
         const Real *tile = stages + stage * STAGE;
         float s[M][8][4];

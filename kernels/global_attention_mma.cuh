@@ -160,26 +160,36 @@ DEVICE Axis column_axis(const Params &p, u32 k0) {
     return Axis{p.w, k0 % p.w, TILE, one_row ? k0 % p.w : 0, one_row ? last % p.w : p.w - 1};
 }
 
-// The offsets (rows of the table) that 16 queries from `first` on have to the keys, and the queries' coordinates.
-struct Offsets {
-    u32 low, high, query[2];
+// The offsets `low` .. `high` (rows of the table) that `count` queries from `first` on have to the keys.
+struct Range {
+    u32 low, high;
 
-    DEVICE Offsets(const Params &p, const Axis &axis, bool rows, u32 first) {
-        u32 most = p.h * p.w - 1, from = least(first, most), to = least(first + 15, most);
+    DEVICE Range(const Params &p, const Axis &axis, bool rows, u32 first, u32 count) {
+        u32 most = p.h * p.w - 1, from = least(first, most), to = least(first + count - 1, most);
         u32 least_query = rows ? from / p.w : from / p.w == to / p.w ? from % p.w : 0;
         u32 most_query = rows ? to / p.w : from / p.w == to / p.w ? to % p.w : p.w - 1;
         low = axis.low + axis.size - 1 - most_query;
         high = axis.high + axis.size - 1 - least_query;
+    }
+};
+
+// The line where the key stands that a query has at an offset; at least `lines` where there is none.
+DEVICE u32 line_at(const Axis &axis, u32 query, u32 offset) {
+    u32 key = offset + query + 1 - axis.size;
+    return key < axis.size ? axis.line(key) : axis.lines;
+}
+
+// Those of 16 queries, and the coordinates of rows g and g + 8.
+struct Offsets : Range {
+    u32 query[2];
+
+    DEVICE Offsets(const Params &p, const Axis &axis, bool rows, u32 first) : Range(p, axis, rows, first, 16) {
         UNROLL for (int i = 0; i < 2; i++) {
-            u32 token = least(first + lane_row() + 8 * i, most);
+            u32 token = least(first + lane_row() + 8 * i, p.h * p.w - 1);
             query[i] = rows ? token / p.w : token % p.w;
         }
     }
-    // The line where the key stands that query row g + 8 i has at an offset; at least `lines` where there is none.
-    DEVICE u32 line(const Axis &axis, int i, u32 offset) const {
-        u32 key = offset + query[i] + 1 - axis.size;
-        return key < axis.size ? axis.line(key) : axis.lines;
-    }
+    DEVICE u32 line(const Axis &axis, int i, u32 offset) const { return line_at(axis, query[i], offset); }
 };
 
 // Lines of LINE numbers.
@@ -229,11 +239,13 @@ template <int M> struct Terms {
         keys[stage * TILE + threadIdx.x] = make_uint2(row * LINE | column * LINE << 16, y * table_columns(p) + x);
     }
     // Terms of the 16 queries from q0 + `at` on, whose rows are q, with the keys from k0 on; `again` where the tile is not the
-    // queries' first. A warp calls it for its own.
-    template <int D> DEVICE void fill(
-        const Params &p, const Head &head, const float *tables, const Rows<D> &q, u32 q0, u32 at, u32 k0, bool again) {
+    // queries' first, `alone` where it is their only one. A warp calls it for its own.
+    template <int D> DEVICE void fill(const Params &p, const Head &head, const float *tables, const Rows<D> &q, u32 q0, u32 at,
+        u32 k0, bool again, bool alone) {
         if (p.has_rel_h && (!again || by_tile(p))) {
-            fill_axis<LINE>(p, row_axis(p, k0), true, rel_h_row(p, tables, head.g, 0), q, q0 + at, rows + at);
+            Axis axis = row_axis(p, k0);
+            if (alone) axis.low = k0 / p.w, axis.high = (least(k0 + TILE, head.tokens) - 1) / p.w;
+            fill_axis<LINE>(p, axis, true, rel_h_row(p, tables, head.g, 0), q, q0 + at, rows + at);
         }
         if (p.has_rel_w && (!again || p.w > WHOLE)) {
             fill_axis<LINE>(p, column_axis(p, k0), false, rel_w_row(p, tables, head.g, 0), q, q0 + at, columns + at);
@@ -268,59 +280,6 @@ template <int M, int J> DEVICE void finish_scores(const Params &p, const float *
             UNROLL for (int i = 0; i < 4; i++) {
                 s[j][i] += terms.of(p, tables, key[i % 2], at + lane_row() + i / 2 * 8, bias[i / 2]);
             }
-        }
-    }
-}
-
-// ------------------------------------------------------------------------------------------------ sums by position
-
-// sums[line][row] += the weights of the keys in each line, for lines `from` .. `to`: a product with a matrix of zeros and ones.
-// `half` is 0 for the lines of rows, 16 for those of columns.
-template <int LINE, int J> DEVICE void add_sums(const uint2 *keys, u32 half, u32 from, u32 to, const Weights<J> &weights, float *sums) {
-    u32 ones = pair_of<Real>(1.0f, 1.0f);
-    for (u32 line = from / 8 * 8; line <= to; line += 8) {
-        u32 wanted = (line + lane_row()) * LINE;
-        float c[4] = {};
-        UNROLL for (int k = 0; k < J / 2; k++) {
-            u32 b[2];
-            UNROLL for (int i = 0; i < 2; i++) {
-                const uint2 *key = keys + k * 16 + i * 8 + lane_column();
-                b[i] = ((key[0].x >> half & 0xffff) == wanted ? ones & 0xffff : 0) | ((key[1].x >> half & 0xffff) == wanted ? ones & 0xffff0000 : 0);
-            }
-            mma16(c, weights.a[k], b, Real{});
-        }
-        UNROLL for (int i = 0; i < 4; i++) {
-            u32 at = line + lane_column() + i % 2;
-            if (at >= from && at <= to) sums[at * LINE + lane_row() + i / 2 * 8] += c[i];
-        }
-    }
-}
-
-// out += for each of 16 queries from `first` on, the sums of the lines times the table's rows at their offsets.
-template <int LINE, int D> DEVICE void apply_axis(const Params &p, const Axis &axis, bool rows, const float *table, const float *sums,
-    u32 first, float (&out)[D / 8][4]) {
-    Offsets offsets(p, axis, rows, first);
-    for (u32 o = offsets.low; o <= offsets.high; o += 16) {
-        u32 a[4];
-        UNROLL for (int i = 0; i < 4; i++) {
-            float x[2];
-            UNROLL for (int j = 0; j < 2; j++) {
-                u32 offset = o + i / 2 * 8 + lane_column() + j, line = offsets.line(axis, i % 2, offset);
-                x[j] = offset <= offsets.high && line < axis.lines ? sums[line * LINE + lane_row() + i % 2 * 8] : 0.0f;
-            }
-            a[i] = pair_of<Real>(x[0], x[1]);
-        }
-        UNROLL for (int n = 0; n < D / 8; n++) {
-            u32 b[2], c = n * 8 + lane_row();
-            UNROLL for (int i = 0; i < 2; i++) {
-                float x[2];
-                UNROLL for (int j = 0; j < 2; j++) {
-                    u32 offset = least(o + i * 8 + lane_column() + j, offsets.high);
-                    x[j] = c < p.d ? table[offset * p.g * p.d + c] : 0.0f;
-                }
-                b[i] = pair_of<Real>(x[0], x[1]);
-            }
-            mma16(out[n], a, b, Real{});
         }
     }
 }

@@ -32,6 +32,23 @@ KERNEL(256, 2) OF(global_attention_bwd_tables)(GlobalAttentionParams p, INPUTS, 
     }
 }
 
+// The same out of sums by axis, [pieces, G, rows + columns, d], as global_attention_tables_mma.cu makes them. A thread owns an element.
+DEVICE void sum_axes(const Params &p, const float *partial, float *dtables) {
+    u32 i = flat_id(), second = rel_w_start(p);
+    if (i >= bias_start(p)) return;
+    bool columns = i >= second;
+    u32 at = columns ? i - second : i, offset = at / (p.g * p.d), g = at / p.d % p.g;
+    u32 line = columns ? p.has_rel_h * table_rows(p) + offset : offset;
+    // The gaps between the tables are zeros.
+    bool inside = offset < (columns ? table_columns(p) : table_rows(p));
+    float sum = 0.0f;
+    for (u32 piece = 0; inside && piece < p.pieces; piece++) {
+        sum += partial[((piece * p.g + g) * axis_lines(p) + line) * p.d + at % p.d];
+    }
+    dtables[i] = sum;
+}
+
 KERNEL(256) global_attention_bwd_tables_sum_f32(GlobalAttentionParams p, const float *partial, float *dtables) {
-    sum_tables(p, partial, dtables);
+    if (p.by_axis) sum_axes(p, partial, dtables);
+    else sum_tables(p, partial, dtables);
 }

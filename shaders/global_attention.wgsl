@@ -29,6 +29,7 @@ struct GlobalAttentionParams {
     scale: f32,
     pieces: u32,
     part: u32,
+    by_axis: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: GlobalAttentionParams;

@@ -55,6 +55,11 @@ impl TableLayout {
         self.heads * self.rows * self.columns
     }
 
+    /// Lines that a table pass by axis sums up for each head and piece of the work.
+    pub(crate) fn axis_lines(&self) -> usize {
+        self.has[0] as usize * self.rows + self.has[1] as usize * self.columns
+    }
+
     /// Pieces that `units` of work are cut into, so that a table pass of one thread an offset and piece fills a GPU.
     pub(crate) fn pieces(&self, units: usize) -> usize {
         const THREADS: usize = 32 * 1024;
@@ -149,6 +154,16 @@ pub(crate) struct Passes {
     pub tables: &'static Kernel,
     /// These sums -> the packed tables' gradients.
     pub tables_sum: &'static Kernel,
+    /// Whether a GPU in half precision sums by axis where there is no bias: `[pieces, G, rows + columns, d]`, the lines of
+    /// absent tables left out.
+    pub by_axis: bool,
+}
+
+impl Passes {
+    /// Whether the tables' gradients of this problem are summed by axis.
+    pub(crate) fn by_axis(&self, q: &Tensor, layout: &TableLayout) -> bool {
+        self.by_axis && q.dtype().is_half() && !one_walk(q) && layout.any() && !layout.has[2]
+    }
 }
 
 /// An attention to be run.
@@ -293,8 +308,12 @@ fn table_gradients<P: Pod>(
     inputs: [&Tensor; 6],
 ) -> Result<Tensor> {
     let ([q, k, v, t, dy, stats], layout) = (inputs, problem.layout);
-    let rows = problem.pieces * layout.partial_rows();
-    let partial = Tensor::empty(q.device(), &[rows, layout.partial_width()])?;
+    let (rows, width) = if passes.by_axis(q, &layout) {
+        (layout.heads * layout.axis_lines(), layout.d)
+    } else {
+        (layout.partial_rows(), layout.partial_width())
+    };
+    let partial = Tensor::empty(q.device(), &[problem.pieces * rows, width])?;
     passes.tables.launch(&problem.params, &[q, k, v, t, dy, stats, &partial])?;
     let dtables = Tensor::empty(q.device(), &[layout.offsets()[3]])?;
     passes.tables_sum.launch(&problem.params, &[&partial, &dtables])?;

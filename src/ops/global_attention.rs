@@ -59,10 +59,12 @@ pub(crate) struct GlobalAttentionParams {
     pub has_bias: u32,
     /// Factor of q.k.
     pub scale: f32,
-    /// Pieces of the batch whose table gradients a GPU sums apart.
+    /// Pieces of the batch (or of the tiles of queries) whose table gradients a GPU sums apart.
     pub pieces: u32,
     /// Elements from dq to dk, to dv, to the tables in the packed gradients.
     pub part: u32,
+    /// 1 where the tables' gradients are summed by axis (see `Passes::by_axis`).
+    pub by_axis: u32,
 }
 
 impl GlobalAttentionParams {
@@ -192,6 +194,7 @@ static PASSES: Passes = Passes {
     dkv: &BWD_DKV,
     tables: &BWD_TABLES,
     tables_sum: &BWD_TABLES_SUM,
+    by_axis: true,
 };
 
 /// Attention of every place to every place of its map: `q`, `k`, `v` `[N, H, W, G, d]` with G heads -> `[N, H, W, G, d]`.
@@ -210,6 +213,12 @@ pub fn global_attention(
 ) -> Result<Tensor> {
     let problem = options.problem(q, k, v)?;
     attend(&PASSES, [q, k, v], [options.rel_h, options.rel_w, options.bias], problem)
+}
+
+/// Pieces that a head's `units` (tiles of 64 queries of an image) are cut into for sums by axis: blocks enough for any GPU.
+fn axis_pieces(units: usize, heads: usize) -> usize {
+    const BLOCKS: usize = 512;
+    units.div_ceil(units.div_ceil(BLOCKS.div_ceil(heads)))
 }
 
 impl GlobalAttention<'_> {
@@ -239,7 +248,10 @@ impl GlobalAttention<'_> {
             return Err(Error::shape(OP, message));
         }
         let layout = TableLayout { d: padded(q, d), ..layout };
-        let (pieces, part) = (layout.pieces(n), part(q, layout.d));
+        let by_axis = PASSES.by_axis(q, &layout);
+        let pieces =
+            if by_axis { axis_pieces(n * (h * w).div_ceil(64), g) } else { layout.pieces(n) };
+        let part = part(q, layout.d);
         let params = GlobalAttentionParams {
             n: n as u32,
             h: h as u32,
@@ -252,6 +264,7 @@ impl GlobalAttention<'_> {
             scale: self.scale.unwrap_or(1.0 / (d as f32).sqrt()),
             pieces: pieces as u32,
             part: part as u32,
+            by_axis: by_axis as u32,
         };
         Ok(Problem { params, d, layout, pieces, part })
     }

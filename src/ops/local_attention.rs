@@ -208,6 +208,7 @@ static PASSES: Passes = Passes {
     dkv: &BWD_DKV,
     tables: &BWD_TABLES,
     tables_sum: &BWD_TABLES_SUM,
+    by_axis: false,
 };
 
 /// Attention of every place to the window around it: `q`, `k`, `v` `[N, H, W, G, d]` with G heads -> `[N, H, W, G, d]`.

@@ -8,6 +8,7 @@ const FORWARD: CudaText = cuda_text!("global_attention");
 const BACKWARD: CudaText = cuda_text!("global_attention_bwd");
 const FORWARD_MMA: CudaText = cuda_text!("global_attention_mma");
 const BACKWARD_MMA: CudaText = cuda_text!("global_attention_bwd_mma");
+const TABLES_MMA: CudaText = cuda_text!("global_attention_tables_mma");
 const TABLES: CudaText = cuda_text!("global_attention_tables");
 
 /// Tokens of a tile's side, and threads of a block.
@@ -79,6 +80,12 @@ fn forward_mma(bytes: &[u8], _: &Caps) -> CudaPlan {
         .text(FORWARD_MMA)
 }
 
+/// Bytes of tiles of two tensors in the backward, twice where there is a next tile and room for it.
+fn stages(p: &GlobalAttentionParams) -> u32 {
+    let (d, one) = (width(p), 4 * TILE * width(p));
+    if p.tokens() as u32 > TILE && d < 128 { 2 * one } else { one }
+}
+
 /// Backward on tensor cores: blocks of a tile of queries, of keys, or (in maps of one tile) of either. Entries are for heads of up
 /// to 16, 32, 64 and 128 numbers.
 fn backward_mma(
@@ -89,12 +96,10 @@ fn backward_mma(
     let p: GlobalAttentionParams = params(bytes);
     let (d, tokens) = (width(&p), p.tokens() as u32);
     let Some(&entry) = entries.get((d / 16).ilog2() as usize) else { return CudaPlan::REFUSED };
-    // Two of the four tensors at a time, twice where there is a next tile.
-    let stage = 4 * TILE * d;
-    let stages = if tokens > TILE && d < 128 { 2 * stage } else { stage };
+    let stages = stages(&p);
     let for_queries = 2 * terms(&p, TILE) + stages;
     // Statistics of two tiles of queries; heads of 128 have their keys there too.
-    let for_keys = terms(&p, TILE) + 12 * 2 * TILE + stages + if d == 128 { stage } else { 0 };
+    let for_keys = terms(&p, TILE) + 12 * 2 * TILE + stages + if d == 128 { stages } else { 0 };
     let shared = KEYS + (for_queries * queries as u32).max(for_keys * keys as u32);
     let blocks = tokens.div_ceil(TILE) * p.n * p.g;
     CudaPlan::grid([blocks, queries as u32 + keys as u32, 1], 128)
@@ -165,13 +170,33 @@ pub(super) const BWD_DKV: Option<Cuda> = Some(Cuda {
 });
 
 /// A warp an offset.
+fn tables(bytes: &[u8], _: &Caps) -> CudaPlan {
+    let p: GlobalAttentionParams = params(bytes);
+    CudaPlan::items(32 * p.pieces as usize * p.layout().partial_rows(), 1, THREADS)
+}
+
+/// Sums by axis on tensor cores: a block for each piece and head.
+fn tables_mma(p: &GlobalAttentionParams) -> CudaPlan {
+    let entries = [
+        "global_attention_bwd_tables_d16_f32",
+        "global_attention_bwd_tables_d32_f32",
+        "global_attention_bwd_tables_d64_f32",
+        "global_attention_bwd_tables_d128_f32",
+    ];
+    let d = width(p);
+    let Some(&entry) = entries.get((d / 16).ilog2() as usize) else { return CudaPlan::REFUSED };
+    // Terms and their sums, the queries' coordinates, k and v.
+    let shared = KEYS + 2 * terms(p, TILE) + 8 * TILE + stages(p);
+    CudaPlan::grid([p.pieces * p.g, 1, 1], 128).shared(shared).entry(entry).text(TABLES_MMA)
+}
+
 pub(super) const BWD_TABLES: Option<Cuda> = Some(Cuda {
     text: TABLES,
-    half: None,
-    plan: |bytes, _| {
+    half: Some(|bytes, caps| {
         let p: GlobalAttentionParams = params(bytes);
-        CudaPlan::items(32 * p.pieces as usize * p.layout().partial_rows(), 1, THREADS)
-    },
+        if p.by_axis == 0 { tables(bytes, caps) } else { tables_mma(&p) }
+    }),
+    plan: tables,
 });
 
 pub(super) const BWD_TABLES_SUM: Option<Cuda> = Some(Cuda {
