@@ -9,6 +9,7 @@ const BACKWARD: CudaText = cuda_text!("local_attention_bwd");
 
 const FORWARD_MMA: CudaText = cuda_text!("local_attention_mma");
 const BACKWARD_MMA: CudaText = cuda_text!("local_attention_bwd_mma");
+const TABLES_MMA: CudaText = cuda_text!("local_attention_tables_mma");
 
 /// Threads of a block.
 const THREADS: u32 = 128;
@@ -188,14 +189,54 @@ pub(super) const BWD_DKV: Option<Cuda> = Some(Cuda {
     }),
 });
 
+static BWD_TABLES_PATCHES: Patches = Patches {
+    text: TABLES_MMA,
+    entries: [
+        "local_attention_bwd_tables_mma_d16_f32",
+        "local_attention_bwd_tables_mma_d32_f32",
+        "local_attention_bwd_tables_mma_d64_f32",
+        "local_attention_bwd_tables_mma_d128_f32",
+    ],
+    threads: [128; 4],
+    tensors: 2,
+    statistics: 0,
+};
+
+/// The table pass on tensor cores: a block for each piece and head, and where there is a bias also its sums and a patch's dS for
+/// each of 4 warps. None where shared memory is too small for that.
+fn tables(bytes: &[u8]) -> Option<CudaPlan> {
+    let p: LocalAttentionParams = params(bytes);
+    let halo = ((p.kh + 3) * (p.kw + 3)).next_multiple_of(16) + 8;
+    let plan = BWD_TABLES_PATCHES.plan(bytes)?;
+    let shared = plan.shared + p.has_bias * 4 * (4 * p.kh * p.kw + 2 * 16 * halo);
+    let plan = CudaPlan { grid: [p.pieces * p.g, 1, 1], ..plan.shared(shared) };
+    // What every GPU with 16-bit kernels has.
+    (shared <= 99 * 1024).then_some(plan)
+}
+
+/// Lets the table pass of tensors in half precision sum by row where it is for tensor cores, with pieces of the map's tiles for
+/// four blocks on each of 132 multiprocessors.
+pub(super) fn sum_by_row(p: &mut LocalAttentionParams) {
+    if tables(bytemuck::bytes_of(p)).is_some() {
+        let tiles = p.n * p.h.div_ceil(8) * p.w.div_ceil(8);
+        p.by_row = 1;
+        p.pieces = tiles.min(528u32.div_ceil(p.g));
+    }
+}
+
 /// A warp an offset.
+fn offsets(bytes: &[u8]) -> CudaPlan {
+    let p: LocalAttentionParams = params(bytes);
+    CudaPlan::items(32 * p.pieces as usize * p.layout().partial_rows(), 1, 256)
+}
+
 pub(super) const BWD_TABLES: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
-    half: None,
-    plan: |bytes, _| {
-        let p: LocalAttentionParams = params(bytes);
-        CudaPlan::items(32 * p.pieces as usize * p.layout().partial_rows(), 1, 256)
-    },
+    plan: |bytes, _| offsets(bytes),
+    half: Some(|bytes, _| {
+        let by_row = params::<LocalAttentionParams>(bytes).by_row != 0;
+        tables(bytes).filter(|_| by_row).unwrap_or_else(|| offsets(bytes))
+    }),
 });
 
 pub(super) const BWD_TABLES_SUM: Option<Cuda> = Some(Cuda {
