@@ -118,7 +118,7 @@ template <int D> DEVICE void key_gradients(const Params &p, const Given &in, Rea
                     x *= LOG2E * p.scale;
                     if (term_rows(p) > 0) x += term[a * TURNED] + term[(p.kh + b) * TURNED];
                     if (p.has_bias) x += m.bias[a * p.kw + b];
-                    x = exp2f(x - stat.x);
+                    x = exp2_fast(x - stat.x);
                     change = x * (change - stat.y);
                 } else {
                     x = change = 0.0f;

@@ -73,7 +73,7 @@ template <int D, class Each> DEVICE void score_gradients(const Params &p, const 
             float &x = s[i / 4][i % 4];
             if (seen.column(chunk.column[k]) && seen.row(r, chunk.row[k])) {
                 x = LOG2E * p.scale * x + terms.at(p, r, chunk.row[k], chunk.column[k]);
-                x = exp2f(x - of.lse[r]) * (dp[i / 4][i % 4] - of.delta[r]);
+                x = exp2_fast(x - of.lse[r]) * (dp[i / 4][i % 4] - of.delta[r]);
             } else {
                 x = 0.0f;
             }

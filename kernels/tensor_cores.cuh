@@ -23,6 +23,13 @@ DEVICE void mma16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2], bf16) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// 2^x to about two units in the last place; tiny results are 0, as is that of -infinity.
+DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Where shared memory lies in its own address space.
 DEVICE u32 shared_address(const void *p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 

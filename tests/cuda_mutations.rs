@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A fault: the kernel file, the op whose cases must find it, the sound text (once in the file) and the faulty one.
+/// A fault: the kernel file with the type of storage it is compiled for, the op whose cases must find it, the sound text (once in the file) and the faulty one.
 struct Mutation {
     what: &'static str,
     file: &'static str,
@@ -18,143 +18,206 @@ struct Mutation {
 const MUTATIONS: &[Mutation] = &[
     Mutation {
         what: "no barrier between the steps of a product",
-        file: "conv2d",
+        file: "conv2d_f32",
         op: "conv2d",
         sound: "        __syncthreads();\n        float *swap = now;",
         faulty: "        float *swap = now;",
     },
     Mutation {
         what: "a window that starts one column late",
-        file: "conv2d",
+        file: "conv2d_f32",
         op: "conv2d",
         sound: "int(pixel % p.q * p.stride_w) - int(p.pad_w)",
         faulty: "int(pixel % p.q * p.stride_w) - int(p.pad_w) + 1",
     },
     Mutation {
         what: "weights read past the last output channel",
-        file: "conv2d",
+        file: "conv2d_f32",
         op: "conv2d",
         sound: "        else end = 0;",
         faulty: "        else this->w += o * end;",
     },
     Mutation {
         what: "the wrong stride of a row of the image",
-        file: "conv2d",
+        file: "conv2d_f32",
         op: "conv2d",
         sound: "return load<N>(x + (y * p.w + z) * p.c + at.c)",
         faulty: "return load<N>(x + (y * p.h + z) * p.c + at.c)",
     },
     Mutation {
         what: "the sum of a softmax that is not rescaled",
-        file: "global_attention",
+        file: "global_attention_f32",
         op: "global_attention",
         sound: "sum[i] *= factor;",
         faulty: "",
     },
     Mutation {
         what: "an output that is not rescaled",
-        file: "global_attention",
+        file: "global_attention_f32",
         op: "global_attention",
         sound: "out[i][j] *= factor;",
         faulty: "out[i][j] *= 1.0f;",
     },
     Mutation {
         what: "keys past the last that are not masked",
-        file: "global_attention",
+        file: "global_attention_f32",
         op: "global_attention",
         sound: "p.scale * s[i][j]) : -INFINITY;",
         faulty: "p.scale * s[i][j]) : 0.0f;",
     },
     Mutation {
         what: "no barrier before a tile is multiplied",
-        file: "global_attention",
+        file: "global_attention_f32",
         op: "global_attention",
         sound: "            store(m.left + row * D + c, v);\n        }\n        __syncthreads();",
         faulty: "            store(m.left + row * D + c, v);\n        }",
     },
     Mutation {
         what: "no barrier before scores are overwritten",
-        file: "global_attention_bwd",
+        file: "global_attention_bwd_f32",
         op: "global_attention",
         sound: "    __syncthreads();\n    UNROLL for (int j = 0; j < 4; j++) {\n        store(m.scores",
         faulty: "    UNROLL for (int j = 0; j < 4; j++) {\n        store(m.scores",
     },
     Mutation {
         what: "a gradient without the scale",
-        file: "global_attention_bwd",
+        file: "global_attention_bwd_f32",
         op: "global_attention",
         sound: "apply<D>(p, head, in.q, q0, chunk, p.scale, m, sum_k);",
         faulty: "apply<D>(p, head, in.q, q0, chunk, 1.0f, m, sum_k);",
     },
     Mutation {
         what: "a window that is one row off",
-        file: "local_attention",
+        file: "local_attention_f32",
         op: "local_attention",
         sound: "u32 row = at.y + a - p.kh / 2;",
         faulty: "u32 row = at.y + a - p.kh / 2 + 1;",
     },
     Mutation {
         what: "offsets of queries that are not negated",
-        file: "local_attention_bwd",
+        file: "local_attention_bwd_f32",
         op: "local_attention",
         sound: "u32 b = r + p.kw - 1 - j;",
         faulty: "u32 b = j - r;",
     },
     Mutation {
         what: "moments that forget the distance of the means",
-        file: "batch_norm",
+        file: "batch_norm_f32",
         op: "batch_norm",
         sound: " + delta * delta * (a.seen * share)",
         faulty: "",
     },
     Mutation {
         what: "a tree of sums that leaves out a level",
-        file: "batch_norm",
+        file: "batch_norm_f32",
         op: "batch_norm",
         sound: "for (u32 half = at.step / 2; half > 0; half /= 2) {\n        __syncthreads();\n        if (at.row < half) {\n            UNROLL",
         faulty: "for (u32 half = at.step / 4; half > 0; half /= 2) {\n        __syncthreads();\n        if (at.row < half) {\n            UNROLL",
     },
     Mutation {
         what: "no barrier in a tree of sums",
-        file: "layer_norm",
+        file: "layer_norm_f32",
         op: "layer_norm",
         sound: "half /= 2) {\n        __syncthreads();\n        if (at.row < half) {",
         faulty: "half /= 2) {\n        if (at.row < half) {",
     },
     Mutation {
         what: "half of a warp left out of its sum",
-        file: "softmax",
+        file: "softmax_f32",
         op: "softmax",
         sound: "lane = 16; lane > 0; lane /= 2) v += ",
         faulty: "lane = 8; lane > 0; lane /= 2) v += ",
     },
     Mutation {
         what: "shared sums overwritten before all have read them",
-        file: "cross_entropy",
+        file: "cross_entropy_f32",
         op: "cross_entropy",
         sound: "    __syncthreads();\n    if (threadIdx.x % 32 == 0) shares",
         faulty: "    if (threadIdx.x % 32 == 0) shares",
     },
     Mutation {
         what: "a last window that is not asked",
-        file: "max_pool2d",
+        file: "max_pool2d_f32",
         op: "max_pool2d",
         sound: "row_end = least(bottom / p.sh + 1, p.oh)",
         faulty: "row_end = least(bottom / p.sh, p.oh)",
     },
     Mutation {
         what: "a tail moved by whole accesses",
-        file: "optim_step",
+        file: "optim_step_f32",
         op: "adamw_step",
         sound: "    if (i + 4 <= p.len) {\n        adamw<4>",
         faulty: "    if (i < p.len) {\n        adamw<4>",
     },
     Mutation {
+        what: "no wait for an asynchronous copy",
+        file: "tensor_cores_mma_bf16",
+        op: "tensor_cores",
+        sound: "    copy_async_wait(0);\n",
+        faulty: "",
+    },
+    Mutation {
+        what: "matrices that are not transposed",
+        file: "tensor_cores_mma_f16",
+        op: "tensor_cores",
+        sound: "load_matrices_transposed(column,",
+        faulty: "load_matrices(column,",
+    },
+    Mutation {
+        what: "a rounding that cuts off",
+        file: "cast_bf16",
+        op: "cast",
+        sound: "y[i] = rounded<Real>(x[i]);",
+        faulty: "y[i] = Real{static_cast<unsigned short>(__float_as_uint(x[i]) >> 16)};",
+    },
+    Mutation {
         what: "another key schedule of the random numbers",
-        file: "dropout",
+        file: "dropout_f32",
         op: "dropout",
         sound: "key.x += 0x9E3779B9u;",
         faulty: "key.x += 0x9E3779B8u;",
+    },
+    Mutation {
+        what: "copies that are not waited for",
+        file: "conv2d_mma_f16",
+        op: "conv2d",
+        sound: "copy_async_wait(STAGES - 2);",
+        faulty: "copy_async_wait(STAGES - 1);",
+    },
+    Mutation {
+        what: "no barrier between a product and its tile in shared memory",
+        file: "conv2d_mma_f16",
+        op: "conv2d",
+        sound: "    __syncthreads();\n    UNROLL for (int j = 0; j < BN / 16; j++) {\n        u32 column = warp",
+        faulty: "    UNROLL for (int j = 0; j < BN / 16; j++) {\n        u32 column = warp",
+    },
+    Mutation {
+        what: "pixels past the last that are read",
+        file: "conv2d_mma_bf16",
+        op: "conv2d",
+        sound: "p.p * p.stride_h - p.pad_h : 0x80000000u",
+        faulty: "p.p * p.stride_h - p.pad_h : 0u",
+    },
+    Mutation {
+        what: "a stage that is filled while it is multiplied",
+        file: "conv2d_bwd_mma_f16",
+        op: "conv2d",
+        sound: "        copy_async_wait(STAGES - 2);\n        __syncthreads();\n",
+        faulty: "        copy_async_wait(STAGES - 2);\n        __syncwarp();\n",
+    },
+    Mutation {
+        what: "parts of a weight gradient that share a pixel",
+        file: "conv2d_bwd_mma_bf16",
+        op: "conv2d",
+        sound: "end = least(begin + part, pixels);",
+        faulty: "end = least(begin + part + 1, pixels);",
+    },
+    Mutation {
+        what: "a phase of the stride that steps in whole pixels",
+        file: "conv2d_bwd_mma_f16",
+        op: "conv2d",
+        sound: "+ f.s + at.s * p.stride_w;",
+        faulty: "+ f.s + at.s;",
     },
 ];
 
@@ -196,9 +259,10 @@ fn library(folder: &Path, emulator: &str, text: &str) -> PathBuf {
 }
 
 /// Whether `attn2d verify` passes with these kernels, and what it says.
-fn verify(op: &str, library: &Path) -> (bool, String) {
+fn verify(op: &str, precision: &str, library: &Path) -> (bool, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_attn2d"))
         .args(["verify", "--device", "cuda-emu", "--require", "cuda-emu", "--op", op])
+        .args(["--precision", precision])
         .env("ATTN2D_EMU_LIBRARY", library)
         .env_remove("ATTN2D_EMU_SCHEDULE")
         .output()
@@ -215,7 +279,8 @@ fn is_found(m: &Mutation, folder: &Path, emulator: &str) -> bool {
     assert_eq!(found, 1, "'{}': its text stands {found} times in {}", m.what, m.file);
     std::fs::create_dir(folder).unwrap();
     let faulty = library(folder, emulator, &text.replace(m.sound, m.faulty));
-    let (passed, text) = verify(m.op, &faulty);
+    let precision = m.file.rsplit('_').next().unwrap();
+    let (passed, text) = verify(m.op, precision, &faulty);
     let line = text.lines().find(|l| l.starts_with("FAIL"));
     println!("{}: {}\n    {}", m.file, m.what, line.unwrap_or("(no FAIL line)"));
     !passed && line.is_some()
@@ -228,8 +293,8 @@ fn every_planted_fault_is_found() {
     compile(&["-r", "kernels/emu/emu.cpp", "kernels/emu/launch.cpp", "-o", &emulator]);
 
     // The same way without a fault passes: what fails below fails by the fault.
-    let sound = library(folder.path(), &emulator, &generated("conv2d"));
-    let (passed, text) = verify("conv2d", &sound);
+    let sound = library(folder.path(), &emulator, &generated("conv2d_f32"));
+    let (passed, text) = verify("conv2d", "f32", &sound);
     assert!(passed, "{text}");
 
     let missed: Vec<String> = MUTATIONS

@@ -215,6 +215,11 @@ template <bool TRANSPOSED, size_t N> void load_matrices(Site site, uint32_t (&ou
 
 } // namespace emu
 
+static inline float exp2_fast(float x) {
+    float y = exp2f(x);
+    return fabsf(y) < 1.17549435e-38f ? 0.0f : y;
+}
+
 #define mma16(c, a, b, type) emu::mma(EMU_SITE, c, a, b, type)
 #define load_matrices(out, row) emu::load_matrices<false>(EMU_SITE, out, row)
 #define load_matrices_transposed(out, row) emu::load_matrices<true>(EMU_SITE, out, row)

@@ -93,7 +93,7 @@ fn cases() -> Vec<Case> {
             case("window beyond the map", [1, 3, 2, 1, 5], (7, 7), border, all),
             // In half precision an outlier's dP and its rowsum(dy * y), made of the rounded y, nearly cancel.
             case("rel_h and rel_w, 9 heads", [1, 3, 4, 9, 3], (3, 3), border, &["rel_h", "rel_w"])
-                .tolerance(2e-4, 2e-5),
+                .tolerance(4e-4, 4e-5),
             case("one column", [2, 6, 1, 2, 4], (5, 3), border, &["rel_h"]),
             large("7x9, all tables, d = 20", [2, 7, 9, 2, 20], (7, 7), border, all),
             large("33x5, d = 33", [1, 33, 5, 3, 33], (5, 5), border, &["rel_w"]),
