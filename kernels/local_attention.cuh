@@ -3,7 +3,7 @@
 struct LocalAttentionParams {
     u32 n, h, w, g, d, has_rel_h, has_rel_w, has_bias;
     float scale;
-    u32 pieces, part, kh, kw, zero_border;
+    u32 pieces, part, kh, kw, zero_border, by_row;
 };
 typedef LocalAttentionParams Params;
 

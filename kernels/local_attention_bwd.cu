@@ -184,6 +184,29 @@ KERNEL(256) OF(local_attention_bwd_tables)(LocalAttentionParams p, INPUTS, float
     }
 }
 
+// As sum_tables, of what local_attention_tables_mma.cu wrote: sums by row of the tables, then by bias, in the same room.
+DEVICE void sum_rows(const Params &p, const float *partial, float *dtables) {
+    u32 offsets = p.kh * p.kw, row = p.g * p.d, i = flat_id(), second = rel_w_start(p), bias = bias_start(p);
+    if (i >= bias + aligned(p.has_bias * p.g * offsets)) return;
+    u32 g = 0, at = 0;
+    bool gap = false;
+    if (i < bias) {
+        u32 first = i < second ? 0 : second, rows = i < second ? p.kh : p.kw, c = (i - first) % row;
+        g = c / p.d;
+        at = ((i - first) / row + (i < second ? 0 : p.kh)) * p.d + c % p.d;
+        gap = (i - first) / row >= rows;
+    } else {
+        g = (i - bias) / offsets;
+        at = (rel_width(p) > 0 ? (p.kh + p.kw) * p.d : 0) + (i - bias) % offsets;
+        gap = g >= p.g;
+    }
+    float sum = 0.0f;
+    u32 room = offsets * partial_width(p);
+    for (u32 piece = 0; piece < p.pieces && !gap; piece++) sum += partial[(piece * p.g + g) * room + at];
+    dtables[i] = sum;
+}
+
 KERNEL(256) local_attention_bwd_tables_sum_f32(LocalAttentionParams p, const float *partial, float *dtables) {
-    sum_tables(p, partial, dtables);
+    if (p.by_row) sum_rows(p, partial, dtables);
+    else sum_tables(p, partial, dtables);
 }

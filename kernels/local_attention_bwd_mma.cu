@@ -15,101 +15,29 @@
 // Flop: 6 d (dq) and 8 d (dk, dv) for each of the padded places a row, and 4 ceil((kh + kw) / 16) 16 d / ((kh + 3) (kw + 3)) times
 // the first product for position terms. Bytes: dq reads q, dy once, k and v as forward does; dk, dv the other way round.
 
-#include "local_attention_mma.cuh"
+#include "local_attention_bwd_mma.cuh"
 
 // ------------------------------------------------------------------------------------------------ dq
 
-// Log-sum-exp (of powers of two) and rowsum(dy * y) of a lane's two rows; 0 outside the map.
-struct Statistics {
-    float lse[2], delta[2];
-    template <int D> DEVICE Statistics(const Params &p, const Patch<D> &at, const float *stats) {
-        UNROLL for (int i = 0; i < 2; i++) {
-            u32 row = at.g + 8 * i;
-            bool in = at.inside(p, row);
-            u32 stat = at.head.stat + (in ? at.place(p, row) : 0) * p.g;
-            lse[i] = in ? LOG2E * stats[2 * stat] : 0.0f;
-            delta[i] = in ? stats[2 * stat + 1] : 0.0f;
-        }
-    }
-};
-
-// dS summed over the columns of the halo, [16, 16] for its rows, and over the rows, [16, 16] for its columns.
-struct Margins {
-    float sums[4][4];
-
-    DEVICE Margins() {
-        UNROLL for (int i = 0; i < 16; i++) sums[i / 4][i % 4] = 0.0f;
-    }
-    // The right operand has a row for each place of the chunk, with a 1 at its row or column of the halo.
-    DEVICE void add(const u32 (&ds)[4], const Chunk &chunk, u32 g) {
-        u32 one = pair_of<Real>(1.0f, 0.0f);
+// out += dS summed by the offsets of each query, from the warp's scratch, times the tables.
+template <int D> DEVICE void apply_tables(const Params &p, const Patch<D> &at, const Memory<D> &m, float (&out)[D / 8][4]) {
+    for (u32 first = 0; first < term_rows(p); first += 16) {
+        u32 a[4];
         UNROLL for (int i = 0; i < 4; i++) {
-            const u32 (&at)[4] = i < 2 ? chunk.row : chunk.column;
-            u32 owner = i % 2 * 8 + g, ones[2];
-            UNROLL for (int j = 0; j < 2; j++) {
-                ones[j] = (at[2 * j] == owner ? one : 0) | (at[2 * j + 1] == owner ? one << 16 : 0);
-            }
-            mma16(sums[i], ds, ones, Real{});
+            u32 row = at.g + i % 2 * 8, offset = first + i / 2 * 8 + 2 * at.t;
+            a[i] = pair_of<Real>(Margins::of(p, m.terms, row, offset), Margins::of(p, m.terms, row, offset + 1));
         }
+        apply<D>(out, a, m.high + first * Patch<D>::ROW + left_start<D>(at.lane));
     }
-    // out += these sums by the offsets of each query times the tables. `scratch` is the warp's own, [16, TERMS].
-    template <int D> DEVICE void apply_tables(const Params &p, const Patch<D> &at, const Memory<D> &m, float (&out)[D / 8][4]) const {
-        __syncwarp();
-        UNROLL for (int i = 0; i < 16; i++) {
-            m.terms[(at.g + i % 4 / 2 * 8) * TERMS + i / 4 * 8 + 2 * at.t + i % 2] = sums[i / 4][i % 4];
-        }
-        __syncwarp();
-        for (u32 first = 0; first < term_rows(p); first += 16) {
-            u32 a[4];
-            UNROLL for (int i = 0; i < 4; i++) {
-                u32 row = at.g + i % 2 * 8, offset = first + i / 2 * 8 + 2 * at.t;
-                a[i] = pair_of<Real>(of(p, m.terms, row, offset), of(p, m.terms, row, offset + 1));
-            }
-            apply<D>(out, a, m.high + first * Patch<D>::ROW + left_start<D>(at.lane));
-        }
-    }
-    // The sum of row offset `offset`, or of column offset `offset - kh`.
-    static DEVICE float of(const Params &p, const float *scratch, u32 query, u32 offset) {
-        if (offset < p.kh) return scratch[query * TERMS + query / 4 + offset];
-        if (offset < p.kh + p.kw) return scratch[query * TERMS + 16 + query % 4 + offset - p.kh];
-        return 0.0f;
-    }
-};
+}
 
 template <int D> DEVICE void query_gradient(const Params &p, const Given &in, Real *dq, unsigned char *shared) {
     Patch<D> at(p);
     Memory<D> m(p, shared, at.columns, 2, 0);
-    at.stage_own(p, in.q, m.own);
-    at.stage_own(p, in.dy, m.other);
     stage_tables<D>(p, at.head.g, in.tables, m);
-    Left<D> query, dy;
     float out[D / 8][4] = {};
     Margins margins;
-    Statistics of(p, at, in.stats);
-    Window seen(p, at, !p.zero_border);
-    Terms<D> terms(p, at, m);
-    auto stage = [&](u32 from, u32 rows) { at.stage_band(p, in.k, in.v, from, rows, m.a, m.b); };
-    auto begin = [&]() {
-        query.take(m.own, at.lane);
-        dy.take(m.other, at.lane);
-        position_terms<D>(p, at, query, m);
-    };
-    walk(p, at, stage, begin, [&](const Chunk &chunk) {
-        float s[2][4] = {}, dp[2][4] = {};
-        multiply<D>(s, query, m.a + chunk.as_rows);
-        multiply<D>(dp, dy, m.b + chunk.as_rows);
-        UNROLL for (int i = 0; i < 8; i++) {
-            int k = i / 4 * 2 + i % 2, r = i / 2 % 2;
-            float &x = s[i / 4][i % 4];
-            if (seen.column(chunk.column[k]) && seen.row(r, chunk.row[k])) {
-                x = LOG2E * p.scale * x + terms.at(p, r, chunk.row[k], chunk.column[k]);
-                x = exp2f(x - of.lse[r]) * (dp[i / 4][i % 4] - of.delta[r]);
-            } else {
-                x = 0.0f;
-            }
-        }
-        u32 ds[4];
-        as_left(s, ds);
+    score_gradients(p, at, m, in, [&](const u32 (&ds)[4], const Chunk &chunk) {
         // The rows of k once more, as columns.
         apply<D>(out, ds, m.a + chunk.as_columns);
         if (term_rows(p) > 0) margins.add(ds, chunk, at.g);
@@ -118,7 +46,10 @@ template <int D> DEVICE void query_gradient(const Params &p, const Given &in, Re
     UNROLL for (int n = 0; n < D / 8; n++) {
         UNROLL for (int i = 0; i < 4; i++) out[n][i] *= p.scale;
     }
-    if (term_rows(p) > 0) margins.apply_tables<D>(p, at, m, out);
+    if (term_rows(p) > 0) {
+        margins.put(m.terms, at.g, at.t);
+        apply_tables<D>(p, at, m, out);
+    }
     at.put(p, out, 1.0f, 1.0f, m.own, dq);
 }
 
@@ -187,7 +118,7 @@ template <int D> DEVICE void key_gradients(const Params &p, const Given &in, Rea
                     x *= LOG2E * p.scale;
                     if (term_rows(p) > 0) x += term[a * TURNED] + term[(p.kh + b) * TURNED];
                     if (p.has_bias) x += m.bias[a * p.kw + b];
-                    x = exp2f(x - stat.x);
+                    x = exp2_fast(x - stat.x);
                     change = x * (change - stat.y);
                 } else {
                     x = change = 0.0f;

@@ -33,7 +33,7 @@ template <int D> struct Softmax {
         if (!__any_sync(0xffffffffu, top[0] > largest[0] + SLACK || top[1] > largest[1] + SLACK)) return;
         UNROLL for (int i = 0; i < 2; i++) {
             float next = fmaxf(largest[i], row_max(top[i]));
-            float factor = next == -INFINITY ? 1.0f : exp2f(largest[i] - next);
+            float factor = next == -INFINITY ? 1.0f : exp2_fast(largest[i] - next);
             largest[i] = next;
             sum[i] *= factor;
             UNROLL for (int n = 0; n < D / 8; n++) out[n][2 * i] *= factor, out[n][2 * i + 1] *= factor;
@@ -46,7 +46,7 @@ template <int D> struct Softmax {
             float base = largest[i] == -INFINITY ? 0.0f : largest[i];
             UNROLL for (int j = 0; j < 4; j++) {
                 float &x = s[j / 2][2 * i + j % 2];
-                x = exp2f(x - base);
+                x = exp2_fast(x - base);
                 sum[i] += x;
             }
         }

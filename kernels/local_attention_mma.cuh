@@ -44,10 +44,11 @@ template <int D> struct Patch {
 
     static DEVICE u32 tiles(u32 side, u32 tile) { return (side + tile - 1) / tile; }
 
-    DEVICE Patch(const Params &p)
+    // The block's patches: those of a tile of 8 x 4 across places, counted over all images, in a head.
+    DEVICE Patch(const Params &p, u32 tile, u32 of_head)
         : lane(threadIdx.x % 32), g(lane / 4), t(lane % 4),
-          head(p, blockIdx.x / p.g / tiles(p.w, 4 * patches_across()) / tiles(p.h, 8), blockIdx.x % p.g) {
-        u32 across = patches_across(), warp = threadIdx.x / 32, tile = blockIdx.x / p.g;
+          head(p, tile / tiles(p.w, 4 * patches_across()) / tiles(p.h, 8), of_head) {
+        u32 across = patches_across(), warp = threadIdx.x / 32;
         block_x = tile % tiles(p.w, 4 * across) * 4 * across;
         block_y = tile / tiles(p.w, 4 * across) % tiles(p.h, 8) * 8;
         down = warp / across * 4;
@@ -59,6 +60,8 @@ template <int D> struct Patch {
         x = block_x + right;
         there = y < p.h && x < p.w;
     }
+    // A block for each tile and head, heads next to each other: they share sectors and pages.
+    DEVICE Patch(const Params &p) : Patch(p, blockIdx.x / p.g, blockIdx.x % p.g) {}
 
     // Row i of the patch.
     DEVICE bool inside(const Params &p, u32 i) const { return y + i / 4 < p.h && x + i % 4 < p.w; }

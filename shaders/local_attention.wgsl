@@ -33,6 +33,7 @@ struct LocalAttentionParams {
     kh: u32,
     kw: u32,
     zero_border: u32,
+    by_row: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: LocalAttentionParams;

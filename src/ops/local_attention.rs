@@ -99,6 +99,8 @@ pub(crate) struct LocalAttentionParams {
     pub kw: u32,
     /// 1 where places outside the map stay in the softmax with k = v = 0.
     pub zero_border: u32,
+    /// 1 where the table pass sums by row of each table and by bias, 0 where it sums by offset.
+    pub by_row: u32,
 }
 
 impl LocalAttentionParams {
@@ -253,8 +255,8 @@ impl LocalAttention<'_> {
         let tables = [self.rel_h, self.rel_w, self.bias];
         check(OP, [q, k, v], tables, &layout, &format!("a {kh}x{kw} window"))?;
         let layout = TableLayout { d: padded(q, d), ..layout };
-        let (pieces, part) = (layout.pieces(n * h), part(q, layout.d));
-        let params = LocalAttentionParams {
+        let part = part(q, layout.d);
+        let mut params = LocalAttentionParams {
             n: n as u32,
             h: h as u32,
             w: w as u32,
@@ -264,12 +266,16 @@ impl LocalAttention<'_> {
             has_rel_w: has[1] as u32,
             has_bias: has[2] as u32,
             scale: self.scale.unwrap_or(1.0 / (d as f32).sqrt()),
-            pieces: pieces as u32,
+            pieces: layout.pieces(n * h) as u32,
             part: part as u32,
             kh: kh as u32,
             kw: kw as u32,
             zero_border: (self.border == Border::Zero) as u32,
+            by_row: 0,
         };
-        Ok(Problem { params, d, layout, pieces, part })
+        if q.dtype().is_half() {
+            cuda::sum_by_row(&mut params);
+        }
+        Ok(Problem { params, d, layout, pieces: params.pieces as usize, part })
     }
 }

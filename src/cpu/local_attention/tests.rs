@@ -24,6 +24,7 @@ fn params() -> Params {
         kh: 5,
         kw: 7,
         zero_border: 1,
+        by_row: 0,
     }
 }
 

@@ -9,6 +9,7 @@ const BACKWARD: CudaText = cuda_text!("local_attention_bwd");
 
 const FORWARD_MMA: CudaText = cuda_text!("local_attention_mma");
 const BACKWARD_MMA: CudaText = cuda_text!("local_attention_bwd_mma");
+const TABLES_MMA: CudaText = cuda_text!("local_attention_tables_mma");
 
 /// Threads of a block.
 const THREADS: u32 = 128;
@@ -188,14 +189,54 @@ pub(super) const BWD_DKV: Option<Cuda> = Some(Cuda {
     }),
 });
 
+static BWD_TABLES_PATCHES: Patches = Patches {
+    text: TABLES_MMA,
+    entries: [
+        "local_attention_bwd_tables_mma_d16_f32",
+        "local_attention_bwd_tables_mma_d32_f32",
+        "local_attention_bwd_tables_mma_d64_f32",
+        "local_attention_bwd_tables_mma_d128_f32",
+    ],
+    threads: [128; 4],
+    tensors: 2,
+    statistics: 0,
+};
+
+/// The table pass on tensor cores: a block for each piece and head, and where there is a bias also its sums and a patch's dS for
+/// each of 4 warps. None where shared memory is too small for that.
+fn tables(bytes: &[u8]) -> Option<CudaPlan> {
+    let p: LocalAttentionParams = params(bytes);
+    let halo = ((p.kh + 3) * (p.kw + 3)).next_multiple_of(16) + 8;
+    let plan = BWD_TABLES_PATCHES.plan(bytes)?;
+    let shared = plan.shared + p.has_bias * 4 * (4 * p.kh * p.kw + 2 * 16 * halo);
+    let plan = CudaPlan { grid: [p.pieces * p.g, 1, 1], ..plan.shared(shared) };
+    // What every GPU with 16-bit kernels has.
+    (shared <= 99 * 1024).then_some(plan)
+}
+
+/// Lets the table pass of tensors in half precision sum by row where it is for tensor cores, with pieces of the map's tiles for
+/// four blocks on each of 132 multiprocessors; of two tiles at least, as a block writes about as much as it reads for a tile.
+pub(super) fn sum_by_row(p: &mut LocalAttentionParams) {
+    if tables(bytemuck::bytes_of(p)).is_some() {
+        let tiles = p.n * p.h.div_ceil(8) * p.w.div_ceil(8);
+        p.by_row = 1;
+        p.pieces = tiles.div_ceil(2).min(528u32.div_ceil(p.g));
+    }
+}
+
 /// A warp an offset.
+fn offsets(bytes: &[u8]) -> CudaPlan {
+    let p: LocalAttentionParams = params(bytes);
+    CudaPlan::items(32 * p.pieces as usize * p.layout().partial_rows(), 1, 256)
+}
+
 pub(super) const BWD_TABLES: Option<Cuda> = Some(Cuda {
     text: BACKWARD,
-    half: None,
-    plan: |bytes, _| {
-        let p: LocalAttentionParams = params(bytes);
-        CudaPlan::items(32 * p.pieces as usize * p.layout().partial_rows(), 1, 256)
-    },
+    plan: |bytes, _| offsets(bytes),
+    half: Some(|bytes, _| {
+        let by_row = params::<LocalAttentionParams>(bytes).by_row != 0;
+        tables(bytes).filter(|_| by_row).unwrap_or_else(|| offsets(bytes))
+    }),
 });
 
 pub(super) const BWD_TABLES_SUM: Option<Cuda> = Some(Cuda {
@@ -206,3 +247,56 @@ pub(super) const BWD_TABLES_SUM: Option<Cuda> = Some(Cuda {
         CudaPlan::items(p.layout().offsets()[3], 1, 256)
     },
 });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::CudaPlan;
+    use bytemuck::Zeroable;
+
+    fn window(d: u32, kh: u32, kw: u32, tables: u32) -> LocalAttentionParams {
+        let zeros = LocalAttentionParams::zeroed();
+        let (has_rel_h, has_rel_w, has_bias) = (tables & 1, tables >> 1 & 1, tables >> 2);
+        let sizes =
+            LocalAttentionParams { n: 2, h: 30, w: 31, g: 3, d, kh, kw, pieces: 5, ..zeros };
+        LocalAttentionParams { has_rel_h, has_rel_w, has_bias, ..sizes }
+    }
+
+    /// The plans in half precision of all windows and tables that tensor cores take.
+    fn plans(d: u32) -> Vec<(LocalAttentionParams, [CudaPlan; 4])> {
+        let sides = || (3..=13u32).step_by(2);
+        let windows = sides().flat_map(|kh| sides().map(move |kw| (kh, kw)));
+        let wide = windows.filter(|(kh, kw)| kh * kw > 25);
+        let all = wide.flat_map(|(kh, kw)| (0..8).map(move |t| window(d, kh, kw, t)));
+        all.map(|p| {
+            let bytes = bytemuck::bytes_of(&p);
+            let passes = [&FWD_PATCHES, &BWD_PATCHES, &BWD_DQ_PATCHES, &BWD_DKV_PATCHES];
+            (p, passes.map(|pass| pass.plan(bytes).unwrap()))
+        })
+        .collect()
+    }
+
+    #[test]
+    fn every_pass_on_tensor_cores_fits_the_shared_memory_of_a_small_gpu() {
+        for d in [16, 32, 64, 128] {
+            for (p, passes) in plans(d) {
+                for plan in passes {
+                    let of = plan.entry;
+                    assert!(plan.shared <= 99 * 1024, "{of}, {}x{}: {}", p.kh, p.kw, plan.shared);
+                    assert_eq!(plan.shared % 4, 0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_table_pass_leaves_tensor_cores_where_shared_memory_ends() {
+        let by_row = |d, k, tables| {
+            let mut p = window(d, k, k, tables);
+            sum_by_row(&mut p);
+            p.by_row == 1
+        };
+        assert!(by_row(32, 7, 7) && by_row(64, 13, 7) && by_row(128, 7, 7) && by_row(128, 13, 3));
+        assert!(!by_row(128, 13, 7) && !by_row(32, 5, 7) && !by_row(24, 7, 7));
+    }
+}

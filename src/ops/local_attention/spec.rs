@@ -91,7 +91,9 @@ fn cases() -> Vec<Case> {
             case("3x5, 2 heads", [2, 3, 5, 2, 4], (3, 3), border, &[]),
             case("all tables, d = 7", [1, 4, 5, 2, 7], (3, 5), border, all),
             case("window beyond the map", [1, 3, 2, 1, 5], (7, 7), border, all),
-            case("rel_h and rel_w, 9 heads", [1, 3, 4, 9, 3], (3, 3), border, &["rel_h", "rel_w"]),
+            // In half precision an outlier's dP and its rowsum(dy * y), made of the rounded y, nearly cancel.
+            case("rel_h and rel_w, 9 heads", [1, 3, 4, 9, 3], (3, 3), border, &["rel_h", "rel_w"])
+                .tolerance(4e-4, 4e-5),
             case("one column", [2, 6, 1, 2, 4], (5, 3), border, &["rel_h"]),
             large("7x9, all tables, d = 20", [2, 7, 9, 2, 20], (7, 7), border, all),
             large("33x5, d = 33", [1, 33, 5, 3, 33], (5, 5), border, &["rel_w"]),
