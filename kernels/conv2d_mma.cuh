@@ -18,7 +18,7 @@
 
 constexpr u32 THREADS = 128;
 constexpr u32 STEP = 32;
-// The index of what lies outside: a zero.
+// The index of a row of the output that there is not.
 constexpr u32 NOWHERE = 0xffffffffu;
 
 // Numbers of shared memory that a product needs.
@@ -43,11 +43,10 @@ template <int P, bool ALONG, bool VEC> struct Share {
     // Every pass lies 128 packs on, in the same place of the swizzle.
     DEVICE Real *place(Real *tile, int pass) const { return tile + Layout::at(row, pack) + pass * THREADS * 8; }
 
-    // Eight neighbours from `from[index]`, which is a multiple of 8.
-    DEVICE void move(int pass, Real *tile, const Real *from, u32 index) {
-        bool inside = index != NOWHERE;
+    // Eight neighbours from `from[index]`, a multiple of 8; zeros where not `inside`.
+    DEVICE void move(int pass, Real *tile, const Real *from, u32 index, bool inside) {
         if constexpr (VEC) {
-            copy_async(place(tile, pass), from + (inside ? index : 0), inside);
+            copy_async(place(tile, pass), from + index, inside);
         } else {
             uint4 v = make_uint4(0, 0, 0, 0);
             if (inside) v = *reinterpret_cast<const uint4 *>(from + index);
@@ -55,9 +54,9 @@ template <int P, bool ALONG, bool VEC> struct Share {
         }
     }
     // Number j of a pack.
-    DEVICE void gather(int pass, int j, const Real *from, u32 index) {
+    DEVICE void gather(int pass, int j, const Real *from, u32 index, bool inside) {
         u32 bits = 0;
-        if (index != NOWHERE) bits = from[index].bits;
+        if (inside) bits = from[index].bits;
         held[pass][j / 2] = j % 2 ? held[pass][j / 2] | bits << 16 : bits;
     }
     // What was not copied on its own.
@@ -67,6 +66,42 @@ template <int P, bool ALONG, bool VEC> struct Share {
                 *reinterpret_cast<uint4 *>(place(tile, i)) = make_uint4(held[i][0], held[i][1], held[i][2], held[i][3]);
             }
         }
+    }
+};
+
+// The taps of a pixel as bits: bit r says that its row r of taps lies in the image, bit 16 + s its column s. Kernels of up to MOST_TAPS x
+// MOST_TAPS: a walk's last step may go three rows past the kernel, whose bits are not set.
+constexpr u32 MOST_TAPS = 12;
+struct Taps {
+    u32 bits = 0;
+    // Taps lie a pixel after (`forward`) or before one another, from `first` on (above or left of the image: wrapped to something large).
+    template <bool FORWARD> DEVICE void add(u32 first, u32 taps, u32 size, u32 shift) {
+        for (u32 i = 0; i < taps; i++) {
+            if ((FORWARD ? first + i : first - i) < size) bits |= 1u << (i + shift);
+        }
+    }
+    DEVICE static u32 of(const Walk &at) { return 1u << at.r | 0x10000u << at.s; }
+    DEVICE bool has(u32 tap) const { return (bits & tap) == tap; }
+};
+
+// A walk of equal steps over (c, s, r) with the index it stands at, which no step multiplies for.
+struct Stride {
+    u32 c, s, index, by_c, by_s, by_index, next_s, next_r;
+    // From `k` on by `step`; c, s and r count `channels`, `columns` and on, and are each_c, each_s and each_r apart in memory.
+    DEVICE void start(u32 k, u32 step, u32 channels, u32 columns, u32 each_c, u32 each_s, u32 each_r) {
+        Walk at, by;
+        at.to(k, channels, columns);
+        by.to(step, channels, columns);
+        c = at.c, s = at.s, by_c = by.c, by_s = by.s;
+        index = at.c * each_c + at.s * each_s + at.r * each_r;
+        by_index = by.c * each_c + by.s * each_s + by.r * each_r;
+        next_s = each_s - channels * each_c;
+        next_r = each_r - columns * each_s;
+    }
+    DEVICE void on(u32 channels, u32 columns) {
+        c += by_c, s += by_s, index += by_index;
+        if (c >= channels) c -= channels, s++, index += next_s;
+        if (s >= columns) s -= columns, index += next_r;
     }
 };
 
