@@ -53,7 +53,7 @@ template <int BM, bool VEC> struct Sources {
     }
     DEVICE u32 offset(const Walk &at) const { return at.c - (at.r * p.q + at.s) * p.o; }
     DEVICE bool inside(int i, const Walk &at) const { return at.r < taps_r && row[i] - at.r < p.p && column[i] - at.s < p.q; }
-    DEVICE void fetch(Real *tile) {
+    DEVICE void fetch(uint4 *tile) {
         if constexpr (VEC) {
             u32 tap = Taps::of(at), from = offset(at);
             UNROLL for (int i = 0; i < PASSES; i++) share.move(i, tile, dy, origin[i] + from, taps[i].has(tap));
@@ -86,7 +86,7 @@ template <int BN, bool VEC> struct Spread {
         at.index += f.r * row + f.s * p.c + c;
         if (VEC && c >= channels) end = 0;
     }
-    DEVICE void fetch(Real *tile) {
+    DEVICE void fetch(uint4 *tile) {
         UNROLL for (int i = 0; i < PASSES; i++) {
             if (VEC || channels % 8 == 0) {
                 share.move(i, tile, w, at.index, k < end && (VEC || c < channels));
@@ -122,7 +122,7 @@ template <int BN> struct PhasePixels {
     DEVICE void on() { at.on(step, f.cols, f.rows); }
 };
 
-template <int BM, int BN, int STAGES, bool VEC> DEVICE void dgrad(const Conv2dParams &p, const Real *dy, const Real *w, Real *dx, Real *shared) {
+template <int BM, int BN, int STAGES, bool VEC> DEVICE void dgrad(const Conv2dParams &p, const Real *dy, const Real *w, Real *dx, uint4 *shared) {
     Phase f(p);
     u32 tiles = (p.c + BN - 1) / BN, row = blockIdx.x / tiles * BM, column = blockIdx.x % tiles * BN;
     if (row >= p.n * f.rows * f.cols) return;
@@ -134,22 +134,22 @@ template <int BM, int BN, int STAGES, bool VEC> DEVICE void dgrad(const Conv2dPa
 }
 
 KERNEL(128, 3) OF(conv2d_dgrad)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 3));
+    SMEM(uint4, shared, PRODUCT_PACKS(64, 64, 3));
     dgrad<64, 64, 3, false>(p, dy, w, dx, shared);
 }
 
 KERNEL(128, 4) OF(conv2d_dgrad_vec8)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 4));
+    SMEM(uint4, shared, PRODUCT_PACKS(64, 64, 4));
     dgrad<64, 64, 4, true>(p, dy, w, dx, shared);
 }
 
 KERNEL(128, 3) OF(conv2d_dgrad_vec8_tall)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(128, 64, 4));
+    SMEM(uint4, shared, PRODUCT_PACKS(128, 64, 4));
     dgrad<128, 64, 4, true>(p, dy, w, dx, shared);
 }
 
 KERNEL(128, 2) OF(conv2d_dgrad_vec8_large)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(128, 128, 3));
+    SMEM(uint4, shared, PRODUCT_PACKS(128, 128, 3));
     dgrad<128, 128, 3, true>(p, dy, w, dx, shared);
 }
 
@@ -178,7 +178,7 @@ template <int BM, bool VEC> struct Under {
         from = (tap.r * p.w + tap.s) * p.c + tap.c;
         if (VEC && tap.r >= p.kh) this->end = 0;
     }
-    DEVICE void fetch(Real *tile) {
+    DEVICE void fetch(uint4 *tile) {
         UNROLL for (int i = 0; i < PASSES; i++) {
             u32 y = at.s * p.stride_h, z = at.c * p.stride_w;
             if (VEC || p.c % 8 == 0) {
@@ -208,7 +208,7 @@ template <int BN, bool VEC> struct Upstream {
 
     DEVICE Upstream(const Conv2dParams &p, const Real *dy, u32 first, u32 begin, u32 end)
         : dy(dy), channels(p.o), o(first + share.pack * 8), at((begin + share.row) * p.o + o), end(o < p.o ? end * p.o : 0) {}
-    DEVICE void fetch(Real *tile) {
+    DEVICE void fetch(uint4 *tile) {
         UNROLL for (int i = 0; i < PASSES; i++) {
             if (VEC || channels % 8 == 0) {
                 share.move(i, tile, dy, at, at < end);
@@ -221,7 +221,7 @@ template <int BN, bool VEC> struct Upstream {
 };
 
 template <int BM, int BN, int STAGES, bool VEC>
-DEVICE void wgrad(const Conv2dParams &p, const Real *x, const Real *dy, float *dw, Real *shared) {
+DEVICE void wgrad(const Conv2dParams &p, const Real *x, const Real *dy, float *dw, uint4 *shared) {
     u32 tiles = (p.o + BN - 1) / BN, row = blockIdx.x / tiles * BM, column = blockIdx.x % tiles * BN;
     u32 pixels = p.n * p.p * p.q, part = (pixels + p.parts - 1) / p.parts;
     u32 begin = least(blockIdx.z * part, pixels), end = least(begin + part, pixels);
@@ -245,21 +245,21 @@ DEVICE void wgrad(const Conv2dParams &p, const Real *x, const Real *dy, float *d
 }
 
 KERNEL(128, 3) OF(conv2d_wgrad)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 3));
+    SMEM(uint4, shared, PRODUCT_PACKS(64, 64, 3));
     wgrad<64, 64, 3, false>(p, x, dy, dw, shared);
 }
 
 KERNEL(128, 4) OF(conv2d_wgrad_vec8)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 4));
+    SMEM(uint4, shared, PRODUCT_PACKS(64, 64, 4));
     wgrad<64, 64, 4, true>(p, x, dy, dw, shared);
 }
 
 KERNEL(128, 3) OF(conv2d_wgrad_vec8_tall)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(128, 64, 4));
+    SMEM(uint4, shared, PRODUCT_PACKS(128, 64, 4));
     wgrad<128, 64, 4, true>(p, x, dy, dw, shared);
 }
 
 KERNEL(128, 2) OF(conv2d_wgrad_vec8_large)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(128, 128, 3));
+    SMEM(uint4, shared, PRODUCT_PACKS(128, 128, 3));
     wgrad<128, 128, 3, true>(p, x, dy, dw, shared);
 }

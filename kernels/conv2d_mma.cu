@@ -13,11 +13,11 @@
 // small problems and for channel counts that are no multiple of 8. Each of four warps owns a quarter:
 //
 //   tile        warp      registers  shared    blocks an SM          16 along the sum: cycles of shared memory / of tensor cores
-//   128 x 128   64 x 64   221-235    48 KiB    2                     32 / 64 on A100, 32 on H100
-//   128 x 64    64 x 32   147-154    48 KiB    3 (2 on sm_86, 89)    24 / 32 on A100, 16 on H100
+//   128 x 128   64 x 64   217-235    48 KiB    2                     32 / 64 on A100, 32 on H100
+//   128 x 64    64 x 32   145-154    48 KiB    3 (2 on sm_86, 89)    24 / 32 on A100, 16 on H100
 //   64 x 64     32 x 32    95-104    32 KiB    4 (3 on sm_86, 89)    16 / 16 on A100,  8 on H100
 //
-// A step of 32 is about 190, 145 and 100 instructions a warp (sm_80), of which 64, 32 and 16 are products: a scheduler issues one a cycle, a
+// A step of 32 is 178, 129 and 102 instructions a warp (sm_80), of which 64, 32 and 16 are products: a scheduler issues one a cycle, a
 // product keeps its tensor core busy for 8 cycles on A100 and 4 on H100, so the small tile is bound by issue on H100.
 // (An SM reads 128 bytes a cycle of shared memory, its tensor cores make 1024 products a cycle on A100, 2048 on H100 at the most.)
 // Flop: 2 per product, padded up to whole tiles. Bytes: x once for every tile of output channels, w once for every tile of pixels; a large
@@ -58,7 +58,7 @@ template <int BM, bool VEC> struct Windows {
     }
     DEVICE u32 offset(const Walk &at) const { return (at.r * p.w + at.s) * p.c + at.c; }
     DEVICE bool inside(int i, const Walk &at) const { return at.r < p.kh && row[i] + at.r < p.h && column[i] + at.s < p.w; }
-    DEVICE void fetch(Real *tile) {
+    DEVICE void fetch(uint4 *tile) {
         if constexpr (VEC) {
             u32 tap = Taps::of(at), from = offset(at);
             UNROLL for (int i = 0; i < PASSES; i++) share.move(i, tile, x, origin[i] + from, taps[i].has(tap));
@@ -84,7 +84,7 @@ template <int BN, bool VEC> struct Filters {
 
     DEVICE Filters(const Conv2dParams &p, const Real *w, u32 first)
         : w(w), o(first + share.row), channels(p.o), k(share.pack * 8), end(p.kh * p.kw * p.c) {}
-    DEVICE void fetch(Real *tile) {
+    DEVICE void fetch(uint4 *tile) {
         UNROLL for (int i = 0; i < PASSES; i++) {
             u32 row = o + i * Tile<BN, true>::ROWS;
             if (VEC || end % 8 == 0) {
@@ -121,7 +121,7 @@ template <int BN> struct Pixels {
 };
 
 template <int BM, int BN, int STAGES, bool VEC>
-DEVICE void forward(const Conv2dParams &p, const Real *x, const Real *w, const float *bias, Real *y, Real *shared) {
+DEVICE void forward(const Conv2dParams &p, const Real *x, const Real *w, const float *bias, Real *y, uint4 *shared) {
     u32 tiles = (p.o + BN - 1) / BN, row = blockIdx.x / tiles * BM, column = blockIdx.x % tiles * BN;
     Sums<BM, BN> sums;
     Windows<BM, VEC> left(p, x, row);
@@ -131,21 +131,21 @@ DEVICE void forward(const Conv2dParams &p, const Real *x, const Real *w, const f
 }
 
 KERNEL(128, 3) OF(conv2d_fwd)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 3));
+    SMEM(uint4, shared, PRODUCT_PACKS(64, 64, 3));
     forward<64, 64, 3, false>(p, x, w, bias, y, shared);
 }
 
 KERNEL(128, 4) OF(conv2d_fwd_vec8)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 4));
+    SMEM(uint4, shared, PRODUCT_PACKS(64, 64, 4));
     forward<64, 64, 4, true>(p, x, w, bias, y, shared);
 }
 
 KERNEL(128, 3) OF(conv2d_fwd_vec8_tall)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(128, 64, 4));
+    SMEM(uint4, shared, PRODUCT_PACKS(128, 64, 4));
     forward<128, 64, 4, true>(p, x, w, bias, y, shared);
 }
 
 KERNEL(128, 2) OF(conv2d_fwd_vec8_large)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(128, 128, 3));
+    SMEM(uint4, shared, PRODUCT_PACKS(128, 128, 3));
     forward<128, 128, 3, true>(p, x, w, bias, y, shared);
 }
