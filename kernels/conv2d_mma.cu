@@ -26,7 +26,7 @@
 // it on H100; 1 x 1 convolutions of up to 128 channels are bound by device memory on both. To try first with a GPU: copies of x by way of
 // L1 (taps that follow one another read nearly the same pixels), and tiles of 256 x 128.
 //
-// Limits: tensors of less than 2^31 elements; rows of x and w at multiples of 16 bytes in the vec8 variants.
+// Limits: tensors of less than 2^31 elements; in the vec8 variants rows of x and w at multiples of 16 bytes and kernels of up to 12 x 12.
 
 #include "conv2d_mma.cuh"
 
