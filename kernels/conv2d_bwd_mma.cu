@@ -14,7 +14,9 @@
 //
 // Flop: 2 per product, padded up to whole tiles. Bytes: dx: dy once for every 128 (or 64) input channels, w once for every 128 (64) pixels of
 // a phase; dw: x once for every 128 (64) output channels, dy once for every 128 (64) rows of (tap, c), both mostly out of L2; each part writes
-// dw once. Not timed: no GPU. Limits: as conv2d_mma.cu, rows of dy too.
+// dw once. Registers of the large tiles: 230 to 252; a step of theirs is 234 (dx) and 243 (dw) instructions a warp, of which 64 are
+// products, where forward has 178: on H100 issue is nearly as tight as the tensor cores. Not timed: no GPU. Limits: as conv2d_mma.cu, rows
+// of dy too.
 
 #include "conv2d_mma.cuh"
 
@@ -28,8 +30,10 @@ template <int BM, bool VEC> struct Sources {
     u32 taps_r, taps_s;
     const Real *dy;
     Walk at, step;
-    // Of each pixel: row and column of what the first tap takes, and the index of that; each further tap lies a pixel before.
-    u32 row[PASSES], column[PASSES], origin[PASSES];
+    // Of each pixel: the index of what its first tap takes, and the taps inside (VEC), else row and column of the first; each further
+    // tap lies a pixel before.
+    u32 origin[PASSES], row[PASSES], column[PASSES];
+    Taps taps[PASSES];
 
     DEVICE Sources(const Conv2dParams &p, const Phase &f, const Real *dy, u32 first) : p(p), taps_r(f.taps_r), taps_s(f.taps_s), dy(dy) {
         UNROLL for (int i = 0; i < PASSES; i++) {
@@ -39,23 +43,28 @@ template <int BM, bool VEC> struct Sources {
             row[i] = image < p.n ? top : 0x80000000u;
             column[i] = pixel % f.cols + (f.col + p.pad_w - f.s) / p.stride_w;
             origin[i] = ((image * p.p + row[i]) * p.q + column[i]) * p.o;
+            if constexpr (VEC) {
+                taps[i].template add<false>(row[i], taps_r, p.p, 0);
+                taps[i].template add<false>(column[i], taps_s, p.q, 16);
+            }
         }
         if (taps_s > 0) {
             at.to(share.pack * 8, p.o, taps_s);
             step.to(STEP, p.o, taps_s);
         }
     }
-    DEVICE u32 index(int i, const Walk &at) const {
-        bool inside = at.r < taps_r && row[i] - at.r < p.p && column[i] - at.s < p.q;
-        return inside ? origin[i] - (at.r * p.q + at.s) * p.o + at.c : NOWHERE;
-    }
-    DEVICE void fetch(Real *tile) {
-        if (VEC || p.o % 8 == 0) {
-            UNROLL for (int i = 0; i < PASSES; i++) share.move(i, tile, dy, index(i, at));
-        } else if constexpr (!VEC) {
+    DEVICE u32 offset(const Walk &at) const { return at.c - (at.r * p.q + at.s) * p.o; }
+    DEVICE bool inside(int i, const Walk &at) const { return at.r < taps_r && row[i] - at.r < p.p && column[i] - at.s < p.q; }
+    DEVICE void fetch(uint4 *tile) {
+        if constexpr (VEC) {
+            u32 tap = Taps::of(at), from = offset(at);
+            UNROLL for (int i = 0; i < PASSES; i++) share.move(i, tile, dy, origin[i] + from, taps[i].has(tap));
+        } else if (p.o % 8 == 0) {
+            UNROLL for (int i = 0; i < PASSES; i++) share.move(i, tile, dy, origin[i] + offset(at), inside(i, at));
+        } else {
             Walk each = at;
             UNROLL for (int j = 0; j < 8; j++) {
-                UNROLL for (int i = 0; i < PASSES; i++) share.gather(i, j, dy, index(i, each));
+                UNROLL for (int i = 0; i < PASSES; i++) share.gather(i, j, dy, origin[i] + offset(each), inside(i, each));
                 each.on(1, p.o, taps_s);
             }
         }
@@ -67,29 +76,27 @@ template <int BM, bool VEC> struct Sources {
 template <int BN, bool VEC> struct Spread {
     static constexpr int PASSES = Tile<BN, false>::PASSES;
     Share<BN, false, VEC> share;
-    Conv2dParams p;
-    Phase f;
     const Real *w;
-    Walk at, step;
-    u32 c;
+    // Over (o, column of taps, row of taps).
+    Stride at;
+    u32 outputs, taps_s, channels, c, k, end;
 
-    DEVICE Spread(const Conv2dParams &p, const Phase &f, const Real *w, u32 first) : p(p), f(f), w(w), c(first + share.pack * 8) {
-        if (f.taps_s > 0) {
-            at.to(share.row, p.o, f.taps_s);
-            step.to(Tile<BN, false>::ROWS, p.o, f.taps_s);
-        }
+    DEVICE Spread(const Conv2dParams &p, const Phase &f, const Real *w, u32 first)
+        : w(w), outputs(p.o), taps_s(f.taps_s), channels(p.c), c(first + share.pack * 8), k(share.row), end(f.taps_r * f.taps_s * p.o) {
+        u32 step = Tile<BN, false>::ROWS, row = p.kw * p.c;
+        if (taps_s > 0) at.start(k, step, p.o, taps_s, p.kh * row, p.stride_w * p.c, p.stride_h * row);
+        at.index += f.r * row + f.s * p.c + c;
+        if (VEC && c >= channels) end = 0;
     }
-    DEVICE void fetch(Real *tile) {
+    DEVICE void fetch(uint4 *tile) {
         UNROLL for (int i = 0; i < PASSES; i++) {
-            u32 tap = (f.r + at.r * p.stride_h) * p.kw + f.s + at.s * p.stride_w;
-            u32 row = (at.c * p.kh * p.kw + tap) * p.c;
-            bool inside = at.r < f.taps_r;
-            if (VEC || p.c % 8 == 0) {
-                share.move(i, tile, w, inside && c < p.c ? row + c : NOWHERE);
+            if (VEC || channels % 8 == 0) {
+                share.move(i, tile, w, at.index, k < end && (VEC || c < channels));
             } else if constexpr (!VEC) {
-                UNROLL for (int j = 0; j < 8; j++) share.gather(i, j, w, inside && c + j < p.c ? row + c + j : NOWHERE);
+                UNROLL for (int j = 0; j < 8; j++) share.gather(i, j, w, at.index + j, k < end && c + j < channels);
             }
-            at.on(step, p.o, f.taps_s);
+            k += Tile<BN, false>::ROWS;
+            at.on(outputs, taps_s);
         }
     }
 };
@@ -117,7 +124,7 @@ template <int BN> struct PhasePixels {
     DEVICE void on() { at.on(step, f.cols, f.rows); }
 };
 
-template <int BM, int BN, int STAGES, bool VEC> DEVICE void dgrad(const Conv2dParams &p, const Real *dy, const Real *w, Real *dx, Real *shared) {
+template <int BM, int BN, int STAGES, bool VEC> DEVICE void dgrad(const Conv2dParams &p, const Real *dy, const Real *w, Real *dx, uint4 *shared) {
     Phase f(p);
     u32 tiles = (p.c + BN - 1) / BN, row = blockIdx.x / tiles * BM, column = blockIdx.x % tiles * BN;
     if (row >= p.n * f.rows * f.cols) return;
@@ -129,22 +136,22 @@ template <int BM, int BN, int STAGES, bool VEC> DEVICE void dgrad(const Conv2dPa
 }
 
 KERNEL(128, 3) OF(conv2d_dgrad)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 3));
+    SMEM(uint4, shared, PRODUCT_PACKS(64, 64, 3));
     dgrad<64, 64, 3, false>(p, dy, w, dx, shared);
 }
 
 KERNEL(128, 4) OF(conv2d_dgrad_vec8)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 4));
+    SMEM(uint4, shared, PRODUCT_PACKS(64, 64, 4));
     dgrad<64, 64, 4, true>(p, dy, w, dx, shared);
 }
 
 KERNEL(128, 3) OF(conv2d_dgrad_vec8_tall)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(128, 64, 4));
+    SMEM(uint4, shared, PRODUCT_PACKS(128, 64, 4));
     dgrad<128, 64, 4, true>(p, dy, w, dx, shared);
 }
 
 KERNEL(128, 2) OF(conv2d_dgrad_vec8_large)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(128, 128, 3));
+    SMEM(uint4, shared, PRODUCT_PACKS(128, 128, 3));
     dgrad<128, 128, 3, true>(p, dy, w, dx, shared);
 }
 
@@ -157,33 +164,38 @@ template <int BM, bool VEC> struct Under {
     Conv2dParams p;
     const Real *x;
     u32 pixel, end;
-    // The pack's first tap and channel (past the kernel's last row: no column), the pixel as (column, row, image).
-    Walk tap, at, step;
+    // The pack's first tap and channel (past the kernel's last row: no column), the pixel as (column, row, image) with the index of its
+    // first tap.
+    Walk tap;
+    Stride at;
+    // Of the pack's first tap: its place under pixel 0 (wraps in the border), its index from the pixel's.
+    u32 top, left, from;
 
     DEVICE Under(const Conv2dParams &p, const Real *x, u32 first, u32 begin, u32 end) : p(p), x(x), pixel(begin + share.row), end(end) {
         tap.to(first + share.pack * 8, p.c, p.kw);
-        at.to(pixel, p.q, p.p);
-        step.to(Tile<BM, false>::ROWS, p.q, p.p);
+        u32 step = Tile<BM, false>::ROWS, row = p.w * p.c;
+        at.start(pixel, step, p.q, p.p, p.stride_w * p.c, p.stride_h * row, p.h * row);
+        at.index -= p.pad_h * row + p.pad_w * p.c;
+        top = tap.r - p.pad_h, left = tap.s - p.pad_w;
+        from = (tap.r * p.w + tap.s) * p.c + tap.c;
+        if (VEC && tap.r >= p.kh) this->end = 0;
     }
-    DEVICE u32 index(const Walk &tap) const {
-        // Wraps to something large in the border above and to the left.
-        u32 y = at.s * p.stride_h - p.pad_h + tap.r, z = at.c * p.stride_w - p.pad_w + tap.s;
-        bool inside = pixel < end && tap.r < p.kh && y < p.h && z < p.w;
-        return inside ? ((at.r * p.h + y) * p.w + z) * p.c + tap.c : NOWHERE;
-    }
-    DEVICE void fetch(Real *tile) {
+    DEVICE void fetch(uint4 *tile) {
         UNROLL for (int i = 0; i < PASSES; i++) {
+            u32 y = at.s * p.stride_h, z = at.c * p.stride_w;
             if (VEC || p.c % 8 == 0) {
-                share.move(i, tile, x, index(tap));
+                bool column = VEC || tap.r < p.kh;
+                share.move(i, tile, x, at.index + from, pixel < end && column && y + top < p.h && z + left < p.w);
             } else if constexpr (!VEC) {
                 Walk each = tap;
                 UNROLL for (int j = 0; j < 8; j++) {
-                    share.gather(i, j, x, index(each));
+                    bool inside = pixel < end && each.r < p.kh && y + each.r - p.pad_h < p.h && z + each.s - p.pad_w < p.w;
+                    share.gather(i, j, x, at.index + (each.r * p.w + each.s) * p.c + each.c, inside);
                     each.on(1, p.c, p.kw);
                 }
             }
             pixel += Tile<BM, false>::ROWS;
-            at.on(step, p.q, p.p);
+            at.on(p.q, p.p);
         }
     }
 };
@@ -198,12 +210,12 @@ template <int BN, bool VEC> struct Upstream {
 
     DEVICE Upstream(const Conv2dParams &p, const Real *dy, u32 first, u32 begin, u32 end)
         : dy(dy), channels(p.o), o(first + share.pack * 8), at((begin + share.row) * p.o + o), end(o < p.o ? end * p.o : 0) {}
-    DEVICE void fetch(Real *tile) {
+    DEVICE void fetch(uint4 *tile) {
         UNROLL for (int i = 0; i < PASSES; i++) {
             if (VEC || channels % 8 == 0) {
-                share.move(i, tile, dy, at < end ? at : NOWHERE);
+                share.move(i, tile, dy, at, at < end);
             } else if constexpr (!VEC) {
-                UNROLL for (int j = 0; j < 8; j++) share.gather(i, j, dy, at < end && o + j < channels ? at + j : NOWHERE);
+                UNROLL for (int j = 0; j < 8; j++) share.gather(i, j, dy, at + j, at < end && o + j < channels);
             }
             at += Tile<BN, false>::ROWS * channels;
         }
@@ -211,7 +223,7 @@ template <int BN, bool VEC> struct Upstream {
 };
 
 template <int BM, int BN, int STAGES, bool VEC>
-DEVICE void wgrad(const Conv2dParams &p, const Real *x, const Real *dy, float *dw, Real *shared) {
+DEVICE void wgrad(const Conv2dParams &p, const Real *x, const Real *dy, float *dw, uint4 *shared) {
     u32 tiles = (p.o + BN - 1) / BN, row = blockIdx.x / tiles * BM, column = blockIdx.x % tiles * BN;
     u32 pixels = p.n * p.p * p.q, part = (pixels + p.parts - 1) / p.parts;
     u32 begin = least(blockIdx.z * part, pixels), end = least(begin + part, pixels);
@@ -235,21 +247,21 @@ DEVICE void wgrad(const Conv2dParams &p, const Real *x, const Real *dy, float *d
 }
 
 KERNEL(128, 3) OF(conv2d_wgrad)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 3));
+    SMEM(uint4, shared, PRODUCT_PACKS(64, 64, 3));
     wgrad<64, 64, 3, false>(p, x, dy, dw, shared);
 }
 
 KERNEL(128, 4) OF(conv2d_wgrad_vec8)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 4));
+    SMEM(uint4, shared, PRODUCT_PACKS(64, 64, 4));
     wgrad<64, 64, 4, true>(p, x, dy, dw, shared);
 }
 
 KERNEL(128, 3) OF(conv2d_wgrad_vec8_tall)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(128, 64, 4));
+    SMEM(uint4, shared, PRODUCT_PACKS(128, 64, 4));
     wgrad<128, 64, 4, true>(p, x, dy, dw, shared);
 }
 
 KERNEL(128, 2) OF(conv2d_wgrad_vec8_large)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(128, 128, 3));
+    SMEM(uint4, shared, PRODUCT_PACKS(128, 128, 3));
     wgrad<128, 128, 3, true>(p, x, dy, dw, shared);
 }

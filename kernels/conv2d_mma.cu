@@ -5,18 +5,20 @@
 // Rows are output pixels, columns output channels, both operands lie along the sum; the tile, its pipeline and who owns what are in
 // conv2d_mma.cuh. Blocks are counted with the columns innermost, so that the blocks that read the same pixels run together and share
 // them in the L2 cache. A thread's packs are of pixels 32 apart, at the same place of the sum, so one walk over (tap, channel) serves
-// them all; a pixel costs three registers (row, column, index).
+// them all; a pixel costs two registers, its index and which of its taps lie in the image.
 //
 // What ends a product is one struct (Bias): asked once for a pair of columns, it is given their sums in f32.
 //
 // Tiles, the largest of which there are enough (src/ops/conv2d/cuda.rs): 128 x 128, 128 x 64 for few output channels, 64 x 64 for
 // small problems and for channel counts that are no multiple of 8. Each of four warps owns a quarter:
 //
-//   tile        warp      registers  shared    blocks an SM          products of 16 numbers: cycles of shared memory / of tensor cores
-//   128 x 128   64 x 64   227-238    48 KiB    2                     32 / 64 on A100, 32 on H100
-//   128 x 64    64 x 32   147-154    48 KiB    3 (2 on sm_86, 89)    24 / 32 on A100, 16 on H100
-//   64 x 64     32 x 32    96-104    32 KiB    4 (3 on sm_86, 89)    16 / 16 on A100,  8 on H100
+//   tile        warp      registers  shared    blocks an SM          16 along the sum: cycles of shared memory / of tensor cores
+//   128 x 128   64 x 64   217-235    48 KiB    2                     32 / 64 on A100, 32 on H100
+//   128 x 64    64 x 32   145-154    48 KiB    3 (2 on sm_86, 89)    24 / 32 on A100, 16 on H100
+//   64 x 64     32 x 32    95-104    32 KiB    4 (3 on sm_86, 89)    16 / 16 on A100,  8 on H100
 //
+// A step of 32 is 178, 129 and 102 instructions a warp (sm_80), of which 64, 32 and 16 are products: a scheduler issues one a cycle, a
+// product keeps its tensor core busy for 8 cycles on A100 and 4 on H100, so the small tile is bound by issue on H100.
 // (An SM reads 128 bytes a cycle of shared memory, its tensor cores make 1024 products a cycle on A100, 2048 on H100 at the most.)
 // Flop: 2 per product, padded up to whole tiles. Bytes: x once for every tile of output channels, w once for every tile of pixels; a large
 // tile asks L2 for a byte every 32 products, that is for 32 bytes a cycle and SM on A100 and 64 on H100, which is more than L2 gives there.
@@ -24,7 +26,7 @@
 // it on H100; 1 x 1 convolutions of up to 128 channels are bound by device memory on both. To try first with a GPU: copies of x by way of
 // L1 (taps that follow one another read nearly the same pixels), and tiles of 256 x 128.
 //
-// Limits: tensors of less than 2^31 elements; rows of x and w at multiples of 16 bytes in the vec8 variants.
+// Limits: tensors of less than 2^31 elements; in the vec8 variants rows of x and w at multiples of 16 bytes and kernels of up to 12 x 12.
 
 #include "conv2d_mma.cuh"
 
@@ -35,8 +37,9 @@ template <int BM, bool VEC> struct Windows {
     Conv2dParams p;
     const Real *x;
     Walk at, step;
-    // Of each pixel: the row and column of its first tap, and the index of that.
-    u32 row[PASSES], column[PASSES], origin[PASSES];
+    // Of each pixel: the index of its first tap, and the taps inside (VEC), else the row and column of the first.
+    u32 origin[PASSES], row[PASSES], column[PASSES];
+    Taps taps[PASSES];
 
     DEVICE Windows(const Conv2dParams &p, const Real *x, u32 first) : p(p), x(x) {
         UNROLL for (int i = 0; i < PASSES; i++) {
@@ -45,21 +48,26 @@ template <int BM, bool VEC> struct Windows {
             row[i] = pixel < p.n * p.p * p.q ? pixel / p.q % p.p * p.stride_h - p.pad_h : 0x80000000u;
             column[i] = pixel % p.q * p.stride_w - p.pad_w;
             origin[i] = ((image * p.h + row[i]) * p.w + column[i]) * p.c;
+            if constexpr (VEC) {
+                taps[i].template add<true>(row[i], p.kh, p.h, 0);
+                taps[i].template add<true>(column[i], p.kw, p.w, 16);
+            }
         }
         at.to(share.pack * 8, p.c, p.kw);
         step.to(STEP, p.c, p.kw);
     }
-    DEVICE u32 index(int i, const Walk &at) const {
-        bool inside = at.r < p.kh && row[i] + at.r < p.h && column[i] + at.s < p.w;
-        return inside ? origin[i] + (at.r * p.w + at.s) * p.c + at.c : NOWHERE;
-    }
-    DEVICE void fetch(Real *tile) {
-        if (VEC || p.c % 8 == 0) {
-            UNROLL for (int i = 0; i < PASSES; i++) share.move(i, tile, x, index(i, at));
-        } else if constexpr (!VEC) {
+    DEVICE u32 offset(const Walk &at) const { return (at.r * p.w + at.s) * p.c + at.c; }
+    DEVICE bool inside(int i, const Walk &at) const { return at.r < p.kh && row[i] + at.r < p.h && column[i] + at.s < p.w; }
+    DEVICE void fetch(uint4 *tile) {
+        if constexpr (VEC) {
+            u32 tap = Taps::of(at), from = offset(at);
+            UNROLL for (int i = 0; i < PASSES; i++) share.move(i, tile, x, origin[i] + from, taps[i].has(tap));
+        } else if (p.c % 8 == 0) {
+            UNROLL for (int i = 0; i < PASSES; i++) share.move(i, tile, x, origin[i] + offset(at), inside(i, at));
+        } else {
             Walk each = at;
             UNROLL for (int j = 0; j < 8; j++) {
-                UNROLL for (int i = 0; i < PASSES; i++) share.gather(i, j, x, index(i, each));
+                UNROLL for (int i = 0; i < PASSES; i++) share.gather(i, j, x, origin[i] + offset(each), inside(i, each));
                 each.on(1, p.c, p.kw);
             }
         }
@@ -76,16 +84,13 @@ template <int BN, bool VEC> struct Filters {
 
     DEVICE Filters(const Conv2dParams &p, const Real *w, u32 first)
         : w(w), o(first + share.row), channels(p.o), k(share.pack * 8), end(p.kh * p.kw * p.c) {}
-    DEVICE u32 index(int i, u32 k) const {
-        u32 row = o + i * Tile<BN, true>::ROWS;
-        return row < channels && k < end ? row * end + k : NOWHERE;
-    }
-    DEVICE void fetch(Real *tile) {
+    DEVICE void fetch(uint4 *tile) {
         UNROLL for (int i = 0; i < PASSES; i++) {
+            u32 row = o + i * Tile<BN, true>::ROWS;
             if (VEC || end % 8 == 0) {
-                share.move(i, tile, w, index(i, k));
+                share.move(i, tile, w, row * end + k, row < channels && k < end);
             } else if constexpr (!VEC) {
-                UNROLL for (int j = 0; j < 8; j++) share.gather(i, j, w, index(i, k + j));
+                UNROLL for (int j = 0; j < 8; j++) share.gather(i, j, w, row * end + k + j, row < channels && k + j < end);
             }
         }
         k += STEP;
@@ -116,7 +121,7 @@ template <int BN> struct Pixels {
 };
 
 template <int BM, int BN, int STAGES, bool VEC>
-DEVICE void forward(const Conv2dParams &p, const Real *x, const Real *w, const float *bias, Real *y, Real *shared) {
+DEVICE void forward(const Conv2dParams &p, const Real *x, const Real *w, const float *bias, Real *y, uint4 *shared) {
     u32 tiles = (p.o + BN - 1) / BN, row = blockIdx.x / tiles * BM, column = blockIdx.x % tiles * BN;
     Sums<BM, BN> sums;
     Windows<BM, VEC> left(p, x, row);
@@ -126,21 +131,21 @@ DEVICE void forward(const Conv2dParams &p, const Real *x, const Real *w, const f
 }
 
 KERNEL(128, 3) OF(conv2d_fwd)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 3));
+    SMEM(uint4, shared, PRODUCT_PACKS(64, 64, 3));
     forward<64, 64, 3, false>(p, x, w, bias, y, shared);
 }
 
 KERNEL(128, 4) OF(conv2d_fwd_vec8)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(64, 64, 4));
+    SMEM(uint4, shared, PRODUCT_PACKS(64, 64, 4));
     forward<64, 64, 4, true>(p, x, w, bias, y, shared);
 }
 
 KERNEL(128, 3) OF(conv2d_fwd_vec8_tall)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(128, 64, 4));
+    SMEM(uint4, shared, PRODUCT_PACKS(128, 64, 4));
     forward<128, 64, 4, true>(p, x, w, bias, y, shared);
 }
 
 KERNEL(128, 2) OF(conv2d_fwd_vec8_large)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
-    SMEM(Real, shared, PRODUCT_NUMBERS(128, 128, 3));
+    SMEM(uint4, shared, PRODUCT_PACKS(128, 128, 3));
     forward<128, 128, 3, true>(p, x, w, bias, y, shared);
 }

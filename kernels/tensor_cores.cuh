@@ -53,8 +53,8 @@ DEVICE void load_matrices_transposed(u32 (&out)[2], const void *row) {
         : "=r"(out[0]), "=r"(out[1]) : "r"(shared_address(row)) : "memory");
 }
 
-// 16 bytes from global to shared memory, both at multiples of 16, without a register between; zeros where not `inside` (`from` must
-// then still be an address of the tensor, it is not read). Seen by this thread after a wait for its group, by others after a barrier.
+// 16 bytes from global to shared memory, both at multiples of 16, without a register between; zeros where not `inside` (`from` is
+// then not read and may lie anywhere). Seen by this thread after a wait for its group, by others after a barrier.
 DEVICE void copy_async(void *to, const void *from, bool inside) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(shared_address(to)), "l"(from), "r"(inside ? 16 : 0) : "memory");
 }

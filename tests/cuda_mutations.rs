@@ -363,8 +363,8 @@ const MUTATIONS: &[Mutation] = &[
         what: "a phase of the stride that steps in whole pixels",
         file: "conv2d_bwd_mma_f16",
         op: "conv2d",
-        sound: "+ f.s + at.s * p.stride_w;",
-        faulty: "+ f.s + at.s;",
+        sound: "p.kh * row, p.stride_w * p.c,",
+        faulty: "p.kh * row, p.c,",
     },
 ];
 

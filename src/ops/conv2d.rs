@@ -339,9 +339,16 @@ pub(super) fn forward(
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
     let y = Tensor::uninit(x.device(), shape, x.dtype())?;
-    // Something in f32 has to be bound where there is no bias; the kernels do not look at it then.
-    let unused = if bias.is_none() { Some(Tensor::empty(x.device(), &[1])?) } else { None };
-    CONV2D_FWD.launch(&p, &[x, w, bias.or(unused.as_ref()).unwrap_or(w), &y])?;
+    let unused;
+    let bound = match bias {
+        Some(bias) => bias,
+        None => {
+            // Something in f32 has to be bound; the kernels do not look at it.
+            unused = Tensor::empty(x.device(), &[1])?;
+            &unused
+        }
+    };
+    CONV2D_FWD.launch(&p, &[x, w, bound, &y])?;
     let mut inputs = vec![x, w];
     inputs.extend(bias);
     let saved = (x.detach(), w.detach());
@@ -368,7 +375,7 @@ pub(super) fn forward(
 
 fn bias_gradient(p: Conv2dParams, dy: &Tensor) -> Result<Tensor> {
     if dy.dtype().is_half() {
-        return sum_rows(&dy.reshape(&[(p.n * p.p * p.q) as usize, p.o as usize])?);
+        return sum_rows(dy);
     }
     let parts = match dy.device().name() {
         "cpu" => 1,

@@ -76,9 +76,11 @@ fn half_tiles(
     tile_grid(rows, columns, copies, tile).entry(entries[place])
 }
 
-/// Whether both channel counts allow accesses of eight numbers.
-fn vec8(p: &Conv2dParams) -> bool {
-    p.c.is_multiple_of(8) && p.o.is_multiple_of(8)
+/// Whether accesses of eight numbers are possible: channels that all of `counts` hold in eights, and a kernel whose taps fit the masks
+/// of the vec8 kernels.
+fn vec8(p: &Conv2dParams, counts: &[u32]) -> bool {
+    const MOST_TAPS: u32 = 12;
+    p.kh.max(p.kw) <= MOST_TAPS && counts.iter().all(|count| count.is_multiple_of(8))
 }
 
 pub(super) const FWD: Option<Cuda> = both(
@@ -91,7 +93,7 @@ pub(super) const FWD: Option<Cuda> = both(
         let p: Conv2dParams = params(bytes);
         let entries =
             ["", "conv2d_fwd_vec8_f32", "conv2d_fwd_vec8_tall_f32", "conv2d_fwd_vec8_large_f32"];
-        half_tiles(p.n * p.p * p.q, p.o, 1, p.c.is_multiple_of(8), entries).text(FORWARD)
+        half_tiles(p.n * p.p * p.q, p.o, 1, vec8(&p, &[p.c]), entries).text(FORWARD)
     },
 );
 
@@ -110,7 +112,7 @@ pub(super) const DGRAD: Option<Cuda> = both(
             "conv2d_dgrad_vec8_large_f32",
         ];
         let phases = p.stride_h * p.stride_w;
-        half_tiles(phase_pixels(&p), p.c, phases, vec8(&p), entries).text(BACKWARD)
+        half_tiles(phase_pixels(&p), p.c, phases, vec8(&p, &[p.c, p.o]), entries).text(BACKWARD)
     },
 );
 
@@ -136,7 +138,7 @@ pub(super) const WGRAD: Option<Cuda> = both(
 
 /// The tile of a weight gradient: the parts see to it that there are enough.
 fn weight_tile(p: &Conv2dParams) -> (usize, Tile) {
-    if vec8(p) { tile_of(p.kh * p.kw * p.c, p.o, 1, 1) } else { (0, (64, 64)) }
+    if vec8(p, &[p.c, p.o]) { tile_of(p.kh * p.kw * p.c, p.o, 1, 1) } else { (0, (64, 64)) }
 }
 
 /// Into how many parts a weight gradient on tensor cores cuts the pixels: so that there are two blocks for each multiprocessor

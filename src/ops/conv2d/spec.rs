@@ -65,6 +65,10 @@ fn cases() -> Vec<Case> {
         case("vectors of eight, past a tile", [1, 13, 11, 40], [72, 3, 3, 40], [1, 1], [1, 1])
             .normal("bias", &[72])
             .no_gradcheck(),
+        case("vectors of eight, many taps", [1, 15, 4, 8], [8, 13, 1, 8], [1, 1], [3, 0])
+            .no_gradcheck(),
+        case("vectors of eight, twelve rows of taps", [1, 15, 4, 8], [8, 12, 1, 8], [1, 1], [3, 1])
+            .no_gradcheck(),
         case("vectors of eight, stride 2", [2, 17, 18, 16], [24, 3, 3, 16], [2, 2], [1, 1])
             .no_gradcheck(),
         case("odd channels beyond a tile", [1, 9, 7, 33], [65, 3, 3, 33], [1, 2], [1, 1])
