@@ -352,7 +352,7 @@ impl Backend for EmulatedBackend {
         self.steps().counts()
     }
 
-    fn watches_bounds(&self) -> bool {
+    fn watches_launches(&self) -> bool {
         true
     }
 }

@@ -131,8 +131,9 @@ pub(crate) trait Backend: Send + Sync {
     fn graph_counts(&self) -> GraphCounts {
         GraphCounts::default()
     }
-    /// Whether each launch watches its own bindings, so that tensors need no guard words.
-    fn watches_bounds(&self) -> bool {
+    /// Whether each launch watches its own bindings, so that tensors need no guard words, and runs several times, so that what
+    /// differs from run to run is an error already.
+    fn watches_launches(&self) -> bool {
         false
     }
 }
@@ -317,10 +318,15 @@ impl Device {
         found.map_or(Ok(()), |message| Err(crate::Error::device(self.name(), message)))
     }
 
+    /// Whether each launch is run several times and compared, so that doing everything twice tells nothing more.
+    pub(crate) fn compares_runs(&self) -> bool {
+        self.0.backend.watches_launches()
+    }
+
     /// Memory for a tensor of `bytes` bytes, and the offset at which the tensor starts.
     pub(crate) fn alloc(&self, bytes: usize) -> Result<(Arc<Buffer>, usize)> {
         let guarded = self.0.guarded.load(Ordering::Relaxed);
-        let guard = if guarded && !self.0.backend.watches_bounds() { GUARD } else { 0 };
+        let guard = if guarded && !self.0.backend.watches_launches() { GUARD } else { 0 };
         let bytes = bytes.next_multiple_of(4) + 2 * guard;
         let block = self.0.backend.alloc(bytes)?;
         let live = self.0.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
