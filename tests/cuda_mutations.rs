@@ -95,7 +95,7 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         what: "rows on tensor cores that are not rescaled",
-        file: "global_attention_mma_bf16",
+        file: "global_attention_mma_f16",
         op: "global_attention",
         sound: "out[n][i] *= factor[i / 2];",
         faulty: "out[n][i] *= 1.0f;",
@@ -109,7 +109,7 @@ const MUTATIONS: &[Mutation] = &[
     },
     Mutation {
         what: "sums by position that forget the last tile",
-        file: "global_attention_bwd_mma_bf16",
+        file: "global_attention_bwd_mma_f16",
         op: "global_attention",
         sound: "* LINE + lane_row() + i / 2 * 8] += c[i];",
         faulty: "* LINE + lane_row() + i / 2 * 8] = c[i];",

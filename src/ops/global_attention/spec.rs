@@ -66,7 +66,8 @@ fn cases() -> Vec<Case> {
         case("3x5, 2 heads", [2, 3, 5, 2, 4], &[]),
         case("d = 7, all tables", [1, 4, 3, 2, 7], all),
         case("all tables, scale 0.3", [2, 3, 4, 2, 4], all).attr("scale", 0.3),
-        case("rel_h only", [1, 5, 2, 2, 4], &["rel_h"]),
+        // Five queries: in bf16 the rounding of dS, times an outlier of q, is 1.1 times the tolerance of `case`.
+        case("rel_h only", [1, 5, 2, 2, 4], &["rel_h"]).tolerance(3e-4, 3e-5),
         case("rel_w only, one row", [1, 1, 9, 2, 4], &["rel_w"]),
         case("bias only", [2, 3, 3, 2, 5], &["bias"]),
         case("rel_h and rel_w, one column", [1, 7, 1, 1, 8], &["rel_h", "rel_w"]),
