@@ -7,11 +7,11 @@
 // dS waits in shared memory in 16 bits; lanes own offsets and take one number of each of the 16 queries.
 //
 // partial [pieces, G, kh * kw * width] begins with [kh + kw, d] where there are rel tables, then [kh, kw] where there is a bias,
-// then zeros: the room is what the sums by offset of local_attention_bwd.cu take. A sum of that kernel's for each offset would
-// take kh kw / (kh + kw) times as much, and reads of k and v for each.
+// then zeros: the room is what the sums by offset of local_attention_bwd.cu take, which reads q, k, v and dy once for each offset.
 //
-// Flop: 4 d for each of the padded places a query, and 64 d (1 or 2) a query. Bytes: as dq reads. Shared memory: as dq, and 512 bytes
-// for 16 places of the halo a warp where there is a bias; where that is too much (bias, heads of 128, wide windows) the op takes local_attention_bwd.cu.
+// Flop: 4 d + 64 for each of the padded places a query, then 32 d ceil((kh + kw) / 16) a query. Bytes: as dq reads. Shared memory:
+// as dq, and where there is a bias 512 bytes for 16 places of the halo a warp; where that is too much (a bias, heads of 128, wide
+// windows) the op takes local_attention_bwd.cu. Not timed: no GPU.
 
 #include "local_attention_bwd_mma.cuh"
 

@@ -171,13 +171,6 @@ const MUTATIONS: &[Mutation] = &[
         faulty: "",
     },
     Mutation {
-        what: "position terms without what rounding the tables left",
-        file: "local_attention_mma_bf16",
-        op: "local_attention",
-        sound: "        multiply<D>(s, query, m.low + row * Patch<D>::ROW + start);\n",
-        faulty: "",
-    },
-    Mutation {
         what: "offsets of queries on tensor cores that are not negated",
         file: "local_attention_bwd_mma_f16",
         op: "local_attention",
@@ -192,25 +185,11 @@ const MUTATIONS: &[Mutation] = &[
         faulty: "16 + offset - p.kh",
     },
     Mutation {
-        what: "position terms that are read before the warp has written them",
-        file: "local_attention_bwd_mma_f16",
-        op: "local_attention",
-        sound: "LOG2E * s[i / 4][i % 4];\n        }\n    }\n    __syncwarp();\n}\n\ntemplate <int D> DEVICE void key_gradients",
-        faulty: "LOG2E * s[i / 4][i % 4];\n        }\n    }\n}\n\ntemplate <int D> DEVICE void key_gradients",
-    },
-    Mutation {
         what: "no barrier before a tile overwrites the last one",
         file: "local_attention_tables_mma_f16",
         op: "local_attention",
         sound: "        __syncthreads();\n        Patch<D> at(p, tile, g);",
         faulty: "        Patch<D> at(p, tile, g);",
-    },
-    Mutation {
-        what: "a bias summed over half of the queries",
-        file: "local_attention_tables_mma_bf16",
-        op: "local_attention",
-        sound: "query < 16; query++) sum +=",
-        faulty: "query < 8; query++) sum +=",
     },
     Mutation {
         what: "moments that forget the distance of the means",
