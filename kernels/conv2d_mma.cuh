@@ -86,7 +86,7 @@ struct Taps {
 
 // A walk of equal steps over (c, s, r) with the index it stands at, which no step multiplies for.
 struct Stride {
-    u32 c, s, index, by_c, by_s, by_index, next_s, next_r;
+    u32 c = 0, s = 0, index = 0, by_c = 0, by_s = 0, by_index = 0, next_s = 0, next_r = 0;
     // From `k` on by `step`; c, s and r count `channels`, `columns` and on, and are each_c, each_s and each_r apart in memory.
     DEVICE void start(u32 k, u32 step, u32 channels, u32 columns, u32 each_c, u32 each_s, u32 each_r) {
         Walk at, by;
