@@ -344,6 +344,7 @@ mod tests {
             scale: 0.3,
             pieces: 1,
             part: 0,
+            by_axis: 0,
         }
     }
 
