@@ -57,15 +57,22 @@ fn list(texts: &[(String, String)], out: &Path) -> String {
     table + "];\n"
 }
 
-/// What machine code is embedded for: Ampere, Ada and Hopper by themselves, and PTX that later GPUs' drivers translate. (PTX
-/// of compute_90a would run on Hopper alone.)
-const CODE: [(&str, &str); 5] = [
-    ("compute_80", "sm_80"),
-    ("compute_86", "sm_86"),
-    ("compute_89", "sm_89"),
-    ("compute_90a", "sm_90a"),
-    ("compute_90", "compute_90"),
-];
+/// What machine code is embedded for, unless `ATTN2D_CUDA_CODE` lists less or more: Ampere, Ada and Hopper by themselves, and PTX
+/// that later GPUs' drivers translate. (PTX of compute_90a would run on Hopper alone.)
+const CODE: &str = "sm_80,sm_86,sm_89,sm_90a,compute_90";
+
+/// The targets that code is embedded for.
+fn targets() -> Vec<String> {
+    println!("cargo::rerun-if-env-changed=ATTN2D_CUDA_CODE");
+    let list = env::var("ATTN2D_CUDA_CODE").unwrap_or_else(|_| CODE.into());
+    let targets: Vec<String> = list.split(',').map(|target| target.trim().to_string()).collect();
+    if let Some(wrong) =
+        targets.iter().find(|t| !t.starts_with("sm_") && !t.starts_with("compute_"))
+    {
+        panic!("ATTN2D_CUDA_CODE has '{wrong}'; expected a list such as {CODE}");
+    }
+    targets
+}
 
 /// A Rust table of machine code for every text, made by nvcc where there is one (`ATTN2D_NVCC` names it; empty: none), what it
 /// is for, and the number of texts.
@@ -81,26 +88,26 @@ fn embedded(texts: &[(String, String)], out: &Path) -> String {
     let nvcc = nvcc.filter(|_| env::var_os("CARGO_FEATURE_CUDA").is_some());
     let files = texts.len();
     let texts = if nvcc.is_some() { texts } else { &[] };
+    let targets = targets();
     if let Some(nvcc) = &nvcc {
-        compile_all(nvcc, texts, out);
+        compile_all(nvcc, &targets, texts, out);
     }
     let mut table = "static FATBINS: &[(&str, &[u8])] = &[\n".to_string();
     for (name, _) in texts {
         let code = out.join(format!("{name}.fatbin")).display().to_string();
         table += &format!("    ({name:?}, include_bytes!({code:?})),\n");
     }
-    let names = CODE.map(|(_, code)| code);
-    table += &format!("];\nconst EMBEDDED_FOR: [&str; {}] = {names:?};\n", names.len());
+    table += &format!("];\nconst EMBEDDED_FOR: &[&str] = &{targets:?};\n");
     table + &format!("const FILES: usize = {files};\n")
 }
 
 /// Compiles the texts, as many at a time as cargo runs jobs.
-fn compile_all(nvcc: &Path, texts: &[(String, String)], out: &Path) {
+fn compile_all(nvcc: &Path, targets: &[String], texts: &[(String, String)], out: &Path) {
     let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let next = AtomicUsize::new(0);
     let work = || -> Result<(), String> {
         while let Some((name, text)) = texts.get(next.fetch_add(1, Ordering::Relaxed)) {
-            compile(nvcc, &out.join(format!("{name}.cu")), text)?;
+            compile(nvcc, targets, &out.join(format!("{name}.cu")), text)?;
         }
         Ok(())
     };
@@ -116,15 +123,18 @@ fn compile_all(nvcc: &Path, texts: &[(String, String)], out: &Path) {
 }
 
 /// A fat binary beside the source. Kept while the text stays the same.
-fn compile(nvcc: &Path, source: &Path, text: &str) -> Result<(), String> {
+fn compile(nvcc: &Path, targets: &[String], source: &Path, text: &str) -> Result<(), String> {
     let (code, made_from) = (source.with_extension("fatbin"), source.with_extension("made_from"));
-    let recipe = format!("{} {CODE:?}\n{text}", nvcc.display());
+    let recipe = format!("{} {targets:?}\n{text}", nvcc.display());
     if code.is_file() && fs::read_to_string(&made_from).is_ok_and(|old| old == recipe) {
         return Ok(());
     }
     let mut command = Command::new(nvcc);
     command.args(["-fatbin", "-O3", "-std=c++17"]);
-    command.args(CODE.map(|(arch, code)| format!("-gencode=arch={arch},code={code}")));
+    command.args(targets.iter().map(|code| {
+        let arch = code.replace("sm_", "compute_");
+        format!("-gencode=arch={arch},code={code}")
+    }));
     let run = command.arg("-o").arg(&code).arg(source).output();
     let run =
         run.map_err(|e| format!("{}: {e}; ATTN2D_NVCC names the compiler", nvcc.display()))?;

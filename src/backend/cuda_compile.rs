@@ -12,8 +12,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 // `FILES`: the number of texts.
 include!(concat!(env!("OUT_DIR"), "/kernels/embedded.rs"));
 
-/// The least compute capability that embedded code runs on.
-const EMBEDDED_FROM: i32 = 80;
+/// Whether code for `target` runs on a GPU: machine code on its own generation from its revision on (and `sm_90a` on 9.0 alone),
+/// PTX on all from there on.
+fn runs_on(target: &str, capability: i32) -> bool {
+    let number = |text: &str| text.parse::<i32>().ok();
+    if let Some(exact) = target.strip_prefix("sm_").and_then(|t| t.strip_suffix('a')) {
+        return number(exact) == Some(capability);
+    }
+    if let Some(machine) = target.strip_prefix("sm_").and_then(number) {
+        return machine / 10 == capability / 10 && machine <= capability;
+    }
+    target.strip_prefix("compute_").and_then(number).is_some_and(|ptx| ptx <= capability)
+}
 
 /// What NVRTC is missing when it is.
 const NO_NVRTC: &str = "the CUDA kernels cannot be compiled: NVRTC (libnvrtc) is not found. Install the CUDA toolkit, or \
@@ -28,7 +38,7 @@ pub(crate) struct Target {
 
 impl Target {
     fn embedded(self) -> bool {
-        self.capability >= EMBEDDED_FROM && !FATBINS.is_empty()
+        !FATBINS.is_empty() && EMBEDDED_FOR.iter().any(|target| runs_on(target, self.capability))
     }
 
     /// Whether code can be had at all; what to install where not.
@@ -56,7 +66,8 @@ impl Target {
         let options = nvrtc.options(self.capability)?;
         let versions = [nvrtc.version.to_string(), self.driver.to_string()];
         let source = text.source_for(stored);
-        let depends_on = [source.as_str(), &options[0], &options[1], &versions[0], &versions[1]];
+        let options_line = options.join(" ");
+        let depends_on = [source.as_str(), &options_line, &versions[0], &versions[1]];
         let key = Key::new(&format!("{name}-sm_{}", self.capability), &depends_on);
         if let Some(code) = kernel_cache::read(&key) {
             return Ok(code);
@@ -71,8 +82,10 @@ impl Target {
 /// Where the machine code of the kernels comes from, in words: what `doctor` says.
 pub(crate) fn origin() -> String {
     if !FATBINS.is_empty() {
-        let [code @ .., ptx] = EMBEDDED_FOR;
-        return format!("embedded for {}, and as PTX ({ptx}) for later GPUs", code.join(", "));
+        return format!(
+            "embedded for {} (compute_..: PTX for later GPUs)",
+            EMBEDDED_FOR.join(", ")
+        );
     }
     if !nvrtc_is_there() {
         return NO_NVRTC.into();
@@ -130,7 +143,7 @@ impl Nvrtc {
 
     /// Compiler options: machine code for this very architecture where NVRTC knows it, else PTX for the nearest older one,
     /// which the driver translates.
-    fn options(&self, capability: i32) -> Result<[String; 2], String> {
+    fn options(&self, capability: i32) -> Result<[String; 3], String> {
         let kind = match self.capabilities.iter().rev().find(|c| **c <= capability) {
             Some(c) if *c == capability => format!("sm_{c}"),
             Some(older) => format!("compute_{older}"),
@@ -143,7 +156,9 @@ impl Nvrtc {
                 ));
             }
         };
-        Ok([format!("--gpu-architecture={kind}"), "--std=c++17".into()])
+        // Lambdas of the texts say nowhere that they are for the device.
+        let device = "--device-as-default-execution-space".into();
+        Ok([format!("--gpu-architecture={kind}"), "--std=c++17".into(), device])
     }
 
     /// Compiles, and tells who listens.
@@ -151,7 +166,7 @@ impl Nvrtc {
         &self,
         name: &str,
         source: &str,
-        options: &[String; 2],
+        options: &[String; 3],
         target: Target,
     ) -> Result<Vec<u8>, String> {
         static DONE: AtomicUsize = AtomicUsize::new(0);
@@ -169,7 +184,7 @@ impl Nvrtc {
         code
     }
 
-    fn compile(&self, name: &str, source: &str, options: &[String; 2]) -> Result<Vec<u8>, String> {
+    fn compile(&self, name: &str, source: &str, options: &[String; 3]) -> Result<Vec<u8>, String> {
         let zero = |_| "a zero byte in a kernel's text".to_string();
         let source = CString::new(source).map_err(zero)?;
         let name = CString::new(format!("{name}.cu")).map_err(zero)?;
@@ -280,7 +295,19 @@ mod tests {
     }
 
     #[test]
-    fn embedded_code_is_for_every_architecture_and_ptx_for_later_ones() {
+    fn code_runs_on_its_own_generation_and_ptx_on_later_ones() {
+        let on = |target| {
+            [75, 80, 86, 87, 89, 90, 100, 120].into_iter().filter(move |c| runs_on(target, *c))
+        };
+        assert_eq!(on("sm_80").collect::<Vec<_>>(), [80, 86, 87, 89]);
+        assert_eq!(on("sm_86").collect::<Vec<_>>(), [86, 87, 89]);
+        assert_eq!(on("sm_90a").collect::<Vec<_>>(), [90]);
+        assert_eq!(on("compute_90").collect::<Vec<_>>(), [90, 100, 120]);
+        assert_eq!(on("nonsense").count(), 0);
+    }
+
+    #[test]
+    fn embedded_code_is_for_every_target() {
         if FATBINS.is_empty() {
             absent("nvcc was not found when this was built");
             assert!(!origin().contains("embedded"));
@@ -290,9 +317,11 @@ mod tests {
         for (name, code) in FATBINS {
             let mut found = parts(code);
             found.sort();
-            assert_eq!(found, ["compute_90", "sm_80", "sm_86", "sm_89", "sm_90a"], "{name}");
+            let mut wanted = EMBEDDED_FOR.to_vec();
+            wanted.sort();
+            assert_eq!(found, wanted, "{name}");
         }
-        assert!(origin().contains("sm_80, sm_86, sm_89, sm_90a, and as PTX (compute_90)"));
+        assert!(origin().contains(&format!("embedded for {}", EMBEDDED_FOR.join(", "))));
         // Code for an architecture that none is embedded for comes from NVRTC.
         assert!(!Target { capability: 75, driver: 13000 }.embedded());
     }
