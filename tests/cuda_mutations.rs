@@ -290,11 +290,11 @@ const MUTATIONS: &[Mutation] = &[
         faulty: "load_matrices(column,",
     },
     Mutation {
-        what: "a rounding that cuts off",
+        what: "a tail that ends one early",
         file: "cast_bf16",
         op: "cast",
-        sound: "y[i] = rounded<Real>(x[i]);",
-        faulty: "y[i] = Real{static_cast<unsigned short>(__float_as_uint(x[i]) >> 16)};",
+        sound: "else for (; i < p.len; i++) y[i] = rounded<Real>(x[i]);",
+        faulty: "else for (; i + 1 < p.len; i++) y[i] = rounded<Real>(x[i]);",
     },
     Mutation {
         what: "another key schedule of the random numbers",
