@@ -1,6 +1,6 @@
 // Each instruction of tensor_cores.cuh alone, so that the hardware and the emulated device can be compared:
 //
-//   product = a b,   a [16, 16], b [16, 8] (row-major);   shifted = a, its rows moved down by one, the first of zeros
+//   product = a b,   a [16, 16], b [16, 8] (row-major);   shifted = a, its rows moved down by one, the first of zeros;   powers = 2^b
 //
 // One warp. a is fetched by copy_async in two groups of which the first is used before the second is there, b with transposed loads;
 // the product comes from mma16, `shifted` from copies of rows of which one is not inside.
@@ -9,7 +9,8 @@
 
 struct Params { u32 unused; };
 
-KERNEL(32) OF(tensor_cores)(Params, const Real *a, const Real *b, float *product, Real *shifted) {
+KERNEL(32) OF(tensor_cores)(Params, const Real *a, const Real *b, float *product, Real *shifted,
+    float *powers) {
     SMEM(Real, left, 16 * 16);
     SMEM(Real, right, 16 * 8);
     SMEM(Real, moved, 16 * 16);
@@ -28,6 +29,7 @@ KERNEL(32) OF(tensor_cores)(Params, const Real *a, const Real *b, float *product
     float sums[4] = {};
     mma16(sums, fragment, column, Real{});
     UNROLL for (int i = 0; i < 4; i++) product[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sums[i];
+    UNROLL for (int i = 0; i < 4; i++) powers[4 * lane + i] = exp2_fast(to_float(right[4 * lane + i]));
     copy_async_wait(0);
     __syncwarp();
     // The same matrices again, two at a time and not transposed.

@@ -95,7 +95,7 @@ impl std::fmt::Debug for CudaText {
 
 impl CudaText {
     /// What is compiled for tensors of a type.
-    #[cfg(any(feature = "cuda", test))]
+    #[cfg(feature = "cuda")]
     pub(crate) fn source_for(&self, stored: DType) -> String {
         format!("#define STORED_{}\n{}", stored.suffix().to_uppercase(), self.source)
     }

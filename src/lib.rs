@@ -38,7 +38,7 @@
 //! | [`data`] | ISIC, PatchCamelyon, Camelyon17, MedMNIST, folders of images; splits, augmentation, a threaded loader |
 //! | [`config`], [`train`] | a run's settings; training, evaluation, checkpoints, metrics |
 //! | [`verify`] | conformance of every op on every device, and of ops of your own |
-//! | [`bench`] | times of ops and training steps beside a device's ceilings |
+//! | [`mod@bench`] | times of ops and training steps beside a device's ceilings |
 //! | [`cli`] | the verbs of the `attn2d` program |
 //!
 //! `examples/` has three programs to begin with: fused attention on any device, a net of your own, an op of your own.
@@ -93,7 +93,7 @@
 //! # Errors
 //!
 //! Whatever can fail gives an [`Error`], which names what is at fault, what was expected and what to do. Nothing panics on bad input.
-//! No output of the library goes to the terminal, and no file is touched, but by [`io`], [`data`], [`train`], [`verify`], [`bench`] and
+//! No output of the library goes to the terminal, and no file is touched, but by [`io`], [`data`], [`train`], [`verify`], [`mod@bench`] and
 //! [`cli`]; and compiled CUDA kernels are kept in a cache folder. [`on_notice`] hears what a device has to say while it works.
 
 mod backend;

@@ -2,7 +2,7 @@
 
 use crate::kernel::CpuArgs;
 
-/// product = a b, and a with its rows moved down by one.
+/// product = a b, a with its rows moved down by one, and 2^b.
 pub(crate) fn each(args: &CpuArgs<'_>) {
     let (a, b, product, shifted) = (args.f32(0), args.f32(1), args.f32_mut(2), args.f32_mut(3));
     for (i, sum) in product.iter_mut().enumerate() {
@@ -10,4 +10,5 @@ pub(crate) fn each(args: &CpuArgs<'_>) {
     }
     shifted[..16].fill(0.0);
     shifted[16..].copy_from_slice(&a[..15 * 16]);
+    args.f32_mut(4).iter_mut().zip(b).for_each(|(power, x)| *power = x.exp2());
 }

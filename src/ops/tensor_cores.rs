@@ -15,6 +15,7 @@ static KERNEL: Kernel = Kernel {
         ("b", Access::Read, Stored),
         ("product", Access::Write, F32),
         ("shifted", Access::Write, Stored),
+        ("powers", Access::Write, F32),
     ],
     cpu: cpu::each,
     wgsl: "",
@@ -26,7 +27,7 @@ static KERNEL: Kernel = Kernel {
     plan: |_, _| Plan::items(1, 1),
 };
 
-/// product = a b and shifted = a, a row down, with a `[16, 16]` and b `[16, 8]`.
+/// product = a b, shifted = a, a row down, and powers = 2^b, with a `[16, 16]` and b `[16, 8]`.
 pub(crate) static SPEC: OpSpec = OpSpec {
     name: OP,
     inputs: &[
@@ -36,15 +37,20 @@ pub(crate) static SPEC: OpSpec = OpSpec {
     outputs: &[
         Port::new("product", Layout::Plain).no_grad(),
         Port::new("shifted", Layout::Plain).half_only().no_grad(),
+        Port::new("powers", Layout::Plain).no_grad(),
     ],
     attrs: &[],
-    cases: || vec![Case::new("each alone").normal("a", &[16, 16]).normal("b", &[16, 8])],
+    cases: || {
+        vec![Case::new("each alone").normal("a", &[16, 16]).uniform("b", &[16, 8], -9.0, 2.0)]
+    },
     run: |_, t: &Tensors| {
         let (a, b) = (need(OP, t, "a")?, need(OP, t, "b")?);
         let product = Tensor::empty(a.device(), &[16, 8])?;
         let shifted = a.empty_like()?;
-        KERNEL.launch(&0u32, &[a, b, &product, &shifted])?;
-        Ok(Tensors::from([("product".into(), product), ("shifted".into(), shifted)]))
+        let powers = Tensor::empty(a.device(), &[16, 8])?;
+        KERNEL.launch(&0u32, &[a, b, &product, &shifted, &powers])?;
+        let outputs = [("product", product), ("shifted", shifted), ("powers", powers)];
+        Ok(outputs.map(|(name, t)| (name.into(), t)).into())
     },
     reference: |_, arrays: &Arrays| {
         let (a, b) = (need(OP, arrays, "a")?, need(OP, arrays, "b")?);
@@ -53,6 +59,8 @@ pub(crate) static SPEC: OpSpec = OpSpec {
             product.set(&[i, j], (0..16).map(|k| a.get(&[i, k]) * b.get(&[k, j])).sum());
         }
         shifted.data[16..].copy_from_slice(&a.data[..15 * 16]);
-        Ok(Arrays::from([("product".into(), product), ("shifted".into(), shifted)]))
+        let powers = Array { shape: vec![16, 8], data: b.data.iter().map(|v| v.exp2()).collect() };
+        let outputs = [("product", product), ("shifted", shifted), ("powers", powers)];
+        Ok(outputs.map(|(name, array)| (name.into(), array)).into())
     },
 };
