@@ -1,6 +1,6 @@
 //! Whole models in conformance cases (op `model`): logits, loss, every gradient and the norms' statistics afterwards.
 
-use super::{Load, Model};
+use super::{Load, Model, Spec};
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::nn::{Data, Mode, StateArray, StateDict};
@@ -30,8 +30,8 @@ struct Steps {
 
 /// Runs a `model` case on a device. `inputs` are `image` (NCHW) and `labels`, `state` the whole state dict, both as in
 /// the case's file. Attributes: `model` (a model string), `num_classes`, `training`, `sgd` (`steps`, `lr`, `momentum`,
-/// `weight_decay`: then `step_losses` has the loss before each step and after the last). `dropout` and `stochastic_depth`
-/// must be 0, since no model here has them.
+/// `weight_decay`: then `step_losses` has the loss before each step and after the last), `dropout` and `stochastic_depth`
+/// (probabilities in place of the model string's).
 ///
 /// # Errors
 /// [`Error::Usage`] for a wrong attribute, [`Error::Shape`] for a missing or wrong input, [`Error::File`] for a state that
@@ -45,12 +45,11 @@ pub fn run_case(
     if let Some(name) = attrs.0.keys().find(|name| !ATTRS.contains(&name.as_str())) {
         return Err(Error::usage(format!("model: unknown attribute '{name}' (known: {ATTRS:?})")));
     }
-    let spec = attrs.str("model", "")?.parse()?;
-    for name in ["dropout", "stochastic_depth"] {
-        if attrs.f64(name, 0.0)? != 0.0 {
-            return Err(Error::usage(format!("model '{spec}' has no {name}; it must be 0")));
-        }
-    }
+    let mut spec: Spec = attrs.str("model", "")?.parse()?;
+    spec.set_random(
+        attrs.f64("dropout", f64::from(spec.dropout))?,
+        attrs.f64("stochastic_depth", f64::from(spec.stochastic_depth))?,
+    )?;
     let image = need("model", inputs, "image")?;
     let &[_, 3, h, w] = image.shape.as_slice() else {
         let message = format!("image must be [N, 3, H, W], but its shape is {:?}", image.shape);

@@ -11,21 +11,25 @@
 //! # }
 //! ```
 
+mod attention;
 mod case;
+mod efficientnet;
 mod parts;
 mod resnet;
 pub mod spec;
+mod vit;
 
 pub use case::{CaseResult, run_case};
+pub use efficientnet::EfficientNet;
 pub use parts::{PartCount, count_parts};
 pub use resnet::ResNet;
-pub use spec::Spec;
+pub use spec::{Backbone, Family, Spec, Variant};
+pub use vit::ViT;
 
 use crate::Device;
 use crate::error::{Error, Result};
-use crate::nn::{Differences, Init, Mode, Module, Parameters, StateDict};
+use crate::nn::{Differences, Init, Mode, Module, Parameters, StateDict, Value};
 use crate::tensor::Tensor;
-use spec::Backbone;
 
 /// A net and the store of all that it owns.
 pub struct Model {
@@ -44,7 +48,7 @@ pub enum Load {
     /// Weights of the plain net, to start from. Attention layers may be missing (they keep their first values), and so may
     /// `num_batches_tracked`; a convolution that an attention replaces is left out.
     Pretrained {
-        /// Leave the classifier `fc` of the state dict out (it has other classes).
+        /// Leave the classifier of the state dict out (it has other classes).
         drop_head: bool,
     },
 }
@@ -72,15 +76,9 @@ impl Model {
         num_classes: usize,
         image: (usize, usize),
     ) -> Result<Self> {
-        if num_classes == 0 || image.0 == 0 || image.1 == 0 {
-            return Err(Error::usage(format!(
-                "model '{spec}': {num_classes} classes and images of {}x{} pixels; both must be above 0",
-                image.0, image.1
-            )));
-        }
-        let mut net = ResNet::new(init, spec, num_classes, image)?;
-        let parameters = Parameters::flatten(&mut net)?;
-        Ok(Self { spec: spec.clone(), num_classes, image, net: Box::new(net), parameters })
+        let mut net = network(init, spec, num_classes, image)?;
+        let parameters = Parameters::flatten(&mut *net)?;
+        Ok(Self { spec: spec.clone(), num_classes, image, net, parameters })
     }
 
     /// Logits `[N, classes]` of normalised images `[N, H, W, 3]`.
@@ -143,7 +141,7 @@ impl Model {
     /// # Errors
     /// [`Error::File`] naming the state dict's file and what does not fit.
     pub fn load(&self, dict: &StateDict, how: Load) -> Result<Differences> {
-        let is_head = |name: &str| name.starts_with("fc.");
+        let is_head = |name: &str| name.starts_with(self.spec.backbone.family().head());
         let drop_head = how == Load::Pretrained { drop_head: true };
         let mut dict = dict.clone();
         if drop_head {
@@ -167,9 +165,10 @@ impl Model {
 
     /// Whether this is a convolution of the plain net that an attention stands for here.
     fn is_replaced(&self, name: &str) -> bool {
-        let block = name.strip_suffix("conv2.weight");
+        let block = name.strip_suffix("conv2.weight").or(name.strip_suffix("0.weight"));
         block.is_some_and(|block| {
-            self.parameters.parameter(&format!("{block}attn.q.weight")).is_some()
+            let attention = format!("{block}attn.");
+            self.parameters.parameter_names().any(|name| name.starts_with(&attention))
         })
     }
 
@@ -200,7 +199,7 @@ impl Model {
             message +=
                 &format!("; it was trained on images of {size}, the model is built for {h}x{w}");
         }
-        if has("fc.") {
+        if has(self.spec.backbone.family().head()) {
             message +=
                 "; to start a new classifier, load it as pretrained weights with --drop-head";
         }
@@ -208,13 +207,39 @@ impl Model {
     }
 }
 
+/// A net with fresh parameters.
+fn network(
+    init: &mut Init,
+    spec: &Spec,
+    num_classes: usize,
+    image: (usize, usize),
+) -> Result<Box<dyn Module>> {
+    if num_classes == 0 || image.0 == 0 || image.1 == 0 {
+        return Err(Error::usage(format!(
+            "model '{spec}': {num_classes} classes and images of {}x{} pixels; both must be above 0",
+            image.0, image.1
+        )));
+    }
+    Ok(match spec.backbone.family() {
+        Family::ResNet => Box::new(ResNet::new(init, spec, num_classes, image)?),
+        Family::EfficientNet => Box::new(EfficientNet::new(init, spec, num_classes, image)?),
+        Family::ViT => Box::new(ViT::new(init, spec, num_classes, image)?),
+    })
+}
+
 /// The number of parameters of a model.
 ///
 /// # Errors
 /// As [`Model::build`].
 pub fn count(spec: &Spec, num_classes: usize, image: (usize, usize)) -> Result<usize> {
-    let init = &mut Init::blank(&Device::cpu());
-    Ok(Model::from_init(init, spec, num_classes, image)?.parameters.count())
+    let mut net = network(&mut Init::blank(&Device::cpu()), spec, num_classes, image)?;
+    let mut count = 0;
+    net.visit("", &mut |slot| {
+        if let Value::Parameter { tensor, .. } = slot.value {
+            count += tensor.numel();
+        }
+    });
+    Ok(count)
 }
 
 /// A row of `attn2d models`.
@@ -228,36 +253,28 @@ pub struct Listing {
     pub about: &'static str,
 }
 
-/// The models to begin with: each backbone, plain and with each kind of attention.
+/// The models to begin with: each backbone, and the two of the paper and ResNet50 with each kind of attention in the last two stages.
 ///
 /// # Errors
 /// As [`Model::build`].
 pub fn list() -> Result<Vec<Listing>> {
-    let tails = [
-        ("", "plain"),
-        (
-            "+ga@4",
-            "global attention with relative positions for the second 3x3 of each block of stage 4",
-        ),
-        (
-            "+la7@3,4",
-            "local attention in a 7x7 window for the second 3x3 of each block of stages 3 and 4",
-        ),
-        (
-            "+ela7@3,4",
-            "the same with learned relative positions (our reading of \"embedded local\")",
-        ),
-        (
-            "+ga@4:append",
-            "global attention as residual branches that start at zero, after each block of stage 4",
-        ),
-    ];
     let mut rows = Vec::new();
+    let mut add = |text: String, about| -> Result<()> {
+        let spec: Spec = text.parse()?;
+        let parameters = count(&spec, 1000, (224, 224))?;
+        rows.push(Listing { name: spec.to_string(), parameters, about });
+        Ok(())
+    };
     for backbone in Backbone::ALL {
-        for (tail, about) in tails {
-            let spec: Spec = format!("{}{tail}", backbone.name()).parse()?;
-            let parameters = count(&spec, 1000, (224, 224))?;
-            rows.push(Listing { name: spec.to_string(), parameters, about });
+        let (name, family) = (backbone.name(), backbone.family());
+        add(name.into(), family.about())?;
+        if !["resnet18", "resnet50", "efficientnet_b0"].contains(&name) {
+            continue;
+        }
+        let places = if family == Family::ResNet { "3,4" } else { "6,7" };
+        for variant in Variant::ALL {
+            let text = format!("{name}+{}@{places}", variant.name());
+            add(text, variant.about())?;
         }
     }
     Ok(rows)

@@ -1,14 +1,15 @@
 //! Where a model's parameters are.
 
-use super::{Model, Spec};
+use super::{Family, Spec, network};
 use crate::Device;
 use crate::error::Result;
-use crate::nn::Init;
+use crate::nn::{Init, Slot, Value};
 
 /// The parameters of one part of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartCount {
-    /// `stem`, `stage 1` to `stage 4`, `attention` or `head`.
+    /// `stem`, `stage 1` and so on (`layer 1` in a transformer), `attention` or `head`. The 1x1 convolution and the norm before a
+    /// classifier are the head's.
     pub part: String,
     /// Learned numbers.
     pub parameters: usize,
@@ -19,38 +20,48 @@ pub struct PartCount {
 /// model without attention has no such part.
 ///
 /// # Errors
-/// As [`Model::build`].
+/// As [`super::Model::build`].
 pub fn count_parts(
     spec: &Spec,
     num_classes: usize,
     image: (usize, usize),
 ) -> Result<Vec<PartCount>> {
-    let init = &mut Init::blank(&Device::cpu());
-    let model = Model::from_init(init, spec, num_classes, image)?;
-    let mut parts = vec![PartCount { part: "stem".into(), parameters: 0 }];
-    parts
-        .extend((1..=spec.stages).map(|s| PartCount { part: format!("stage {s}"), parameters: 0 }));
-    if !spec.attention.is_empty() {
-        parts.push(PartCount { part: "attention".into(), parameters: 0 });
-    }
-    parts.push(PartCount { part: "head".into(), parameters: 0 });
-    for name in model.parameters.parameter_names() {
-        let part = part_of(name);
-        let numel = model.parameters.parameter(name).map_or(0, |t| t.numel());
-        if let Some(entry) = parts.iter_mut().find(|p| p.part == part) {
-            entry.parameters += numel;
+    let mut net = network(&mut Init::blank(&Device::cpu()), spec, num_classes, image)?;
+    let mut parts: Vec<PartCount> = Vec::new();
+    net.visit("", &mut |Slot { name, value }| {
+        let Value::Parameter { tensor, .. } = value else { return };
+        let part = part_of(spec, &name);
+        match parts.iter_mut().find(|p| p.part == part) {
+            Some(entry) => entry.parameters += tensor.numel(),
+            None => parts.push(PartCount { part, parameters: tensor.numel() }),
         }
-    }
+    });
+    // The head last, the attention of all stages before it.
+    parts.sort_by_key(|p| match p.part.as_str() {
+        "attention" => 1,
+        "head" => 2,
+        _ => 0,
+    });
     Ok(parts)
 }
 
 /// The part that a parameter belongs to, by its torchvision name.
-fn part_of(name: &str) -> String {
-    let stage = name.strip_prefix("layer").and_then(|rest| rest.split('.').next());
+fn part_of(spec: &Spec, name: &str) -> String {
+    let number = |prefix: &str| -> Option<usize> {
+        name.strip_prefix(prefix)?.split('.').next()?.parse().ok()
+    };
+    let family = spec.backbone.family();
+    let stage = match family {
+        Family::ResNet => number("layer"),
+        Family::EfficientNet => number("features.").filter(|n| *n > 0),
+        Family::ViT => number("encoder.layers.encoder_layer_").map(|n| n + 1),
+    };
     match stage {
         Some(_) if name.contains(".attn.") => "attention".into(),
+        Some(stage) if family == Family::EfficientNet && stage > spec.stages => "head".into(),
+        Some(stage) if family == Family::ViT => format!("layer {stage}"),
         Some(stage) => format!("stage {stage}"),
-        None if name.starts_with("fc.") => "head".into(),
+        None if name.starts_with(family.head()) || name.starts_with("encoder.ln.") => "head".into(),
         None => "stem".into(),
     }
 }

@@ -1,47 +1,48 @@
-//! ResNet18 and ResNet34 (He et al. 2015), as torchvision builds and names them, with attention in chosen blocks.
+//! ResNet18, ResNet34 and ResNet50 (He et al. 2015), as torchvision builds and names them, with attention in chosen blocks.
 
-use super::spec::{AttentionSpec, Placement, Spec, Stem, Variant};
+use super::attention::{Place, Spatial, appended};
+use super::spec::{Spec, Stem};
 use crate::error::Result;
-use crate::nn::{
-    Attention, AttentionConfig, BatchNorm, Conv, Init, Linear, Mode, Module, Reach, Slot, join,
-};
+use crate::nn::{Conv, ConvNorm, Dropout, Init, Linear, Mode, Module, Slot, join};
 use crate::ops::{self, Activation, MaxPool2d};
 use crate::tensor::Tensor;
 
-/// A residual net of basic blocks: stem, stages of blocks, global average pool, classifier.
+/// A residual net: stem, stages of blocks, global average pool, classifier.
 pub struct ResNet {
-    conv1: Conv,
-    bn1: BatchNorm,
+    stem: ConvNorm,
     pool: Option<MaxPool2d>,
     stages: Vec<Vec<Block>>,
+    dropout: Dropout,
     fc: Linear,
 }
 
-/// Two 3x3 convolutions round a shortcut; attention may stand for the second, or follow the block.
+/// Convolutions round a shortcut: two 3x3 in a basic block, 1x1, 3x3 and 1x1 in a bottleneck. Attention may stand for the
+/// second convolution or follow the block.
 struct Block {
-    conv1: Conv,
-    bn1: BatchNorm,
-    second: Second,
-    bn2: BatchNorm,
+    first: ConvNorm,
+    /// The second 3x3 of a basic block, which ends it, or the 3x3 of a bottleneck, which has the block's stride.
+    second: Spatial,
+    /// A bottleneck's last 1x1, which ends it.
+    third: Option<ConvNorm>,
     /// 1x1 convolution and norm where the block changes the shape.
-    downsample: Option<(Conv, BatchNorm)>,
-    appended: Option<Appended>,
+    downsample: Option<ConvNorm>,
+    appended: Option<Box<dyn Module>>,
 }
 
-enum Second {
-    Conv(Conv),
-    Attention(Attention),
-}
-
-/// `x + norm(proj(attention(x)))`; the norm's weight starts at zero, so at first the branch adds nothing.
-struct Appended {
-    attention: Attention,
-    proj: Conv,
-    norm: BatchNorm,
+/// Sizes of a block.
+#[derive(Clone, Copy)]
+struct Shape {
+    inputs: usize,
+    channels: usize,
+    /// Channels out, as a multiple of `channels`: 4 in a bottleneck, else 1.
+    expansion: usize,
+    stride: usize,
+    /// Height and width that enter.
+    map: (usize, usize),
 }
 
 /// Height and width after a convolution or pooling with padding `kernel / 2`.
-fn shrink((h, w): (usize, usize), kernel: usize, stride: usize) -> (usize, usize) {
+pub(super) fn shrink((h, w): (usize, usize), kernel: usize, stride: usize) -> (usize, usize) {
     let side = |n: usize| (n + 2 * (kernel / 2) - kernel) / stride + 1;
     (side(h), side(w))
 }
@@ -58,8 +59,8 @@ impl ResNet {
         image: (usize, usize),
     ) -> Result<Self> {
         let (kernel, stride) = if spec.stem == Stem::Large { (7, 2) } else { (3, 1) };
-        let conv1 = Conv::new(init, 3, spec.width, kernel, stride)?;
-        let bn1 = BatchNorm::new(init, spec.width, Activation::Relu)?;
+        let conv = Conv::new(init, 3, spec.width, kernel, stride)?;
+        let stem = ConvNorm::new(init, conv, spec.width, Activation::Relu, ["conv1", "bn1"])?;
         let mut map = shrink(image, kernel, stride);
         let pool = (spec.stem == Stem::Large).then_some(MaxPool2d {
             kernel: (3, 3),
@@ -73,36 +74,36 @@ impl ResNet {
         let mut inputs = spec.width;
         for stage in 1..=spec.stages {
             let mut blocks = Vec::new();
-            for block in 0..spec.backbone.blocks()[stage - 1] {
+            for block in 0..spec.blocks(stage) {
                 let stride = if stage > 1 && block == 0 { 2 } else { 1 };
+                let (channels, expansion) = (spec.channels(stage), spec.backbone.expansion());
+                let shape = Shape { inputs, channels, expansion, stride, map };
+                blocks.push(Block::new(init, spec, (stage, block), shape)?);
                 map = shrink(map, 3, stride);
-                let channels = (inputs, spec.channels(stage));
-                let attention = spec.attention_at(stage, block);
-                blocks.push(Block::new(init, channels, stride, attention, map)?);
-                inputs = spec.channels(stage);
+                inputs = channels * expansion;
             }
             stages.push(blocks);
         }
         let fc = Linear::new(init, inputs, num_classes)?;
-        Ok(Self { conv1, bn1, pool, stages, fc })
+        Ok(Self { stem, pool, stages, dropout: Dropout::new(spec.dropout, 0), fc })
     }
 }
 
 impl Module for ResNet {
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        let mut x = self.bn1.forward(&self.conv1.forward(x, mode)?, mode)?;
+        let mut x = self.stem.forward(x, mode)?;
         if let Some(pool) = self.pool {
             x = ops::max_pool2d(&x, pool)?;
         }
         for block in self.stages.iter().flatten() {
             x = block.forward(&x, mode)?;
         }
-        self.fc.forward(&ops::global_avg_pool(&x)?, mode)
+        let x = self.dropout.forward(&ops::global_avg_pool(&x)?, mode)?;
+        self.fc.forward(&x, mode)
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {
-        self.conv1.visit(&join(prefix, "conv1"), f);
-        self.bn1.visit(&join(prefix, "bn1"), f);
+        self.stem.visit(prefix, f);
         for (stage, blocks) in self.stages.iter_mut().enumerate() {
             for (i, block) in blocks.iter_mut().enumerate() {
                 block.visit(&join(prefix, &format!("layer{}.{i}", stage + 1)), f);
@@ -113,48 +114,55 @@ impl Module for ResNet {
 }
 
 impl Block {
-    fn new(
-        init: &mut Init,
-        (inputs, outputs): (usize, usize),
-        stride: usize,
-        attention: Option<&AttentionSpec>,
-        map: (usize, usize),
-    ) -> Result<Self> {
-        let conv1 = Conv::new(init, inputs, outputs, 3, stride)?;
-        let bn1 = BatchNorm::new(init, outputs, Activation::Relu)?;
-        let (replace, append) = match attention {
-            Some(a) if a.placement == Placement::Replace => (Some(config(a, outputs, map)), None),
-            Some(a) => (None, Some(config(a, outputs, map))),
-            None => (None, None),
+    fn new(init: &mut Init, spec: &Spec, at: (usize, usize), shape: Shape) -> Result<Self> {
+        let Shape { inputs, channels, expansion, stride, map } = shape;
+        let attention = spec.attention_at(at.0, at.1);
+        let bottleneck = expansion > 1;
+        let relu = Activation::Relu;
+        // The stride is the first 3x3 convolution's.
+        let (kernel, strides) = if bottleneck { (1, (1, stride)) } else { (3, (stride, 1)) };
+        let conv = Conv::new(init, inputs, channels, kernel, strides.0)?;
+        let first = ConvNorm::new(init, conv, channels, relu, ["conv1", "bn1"])?;
+        let place = Place {
+            attention,
+            channels,
+            map: shrink(map, kernel, strides.0),
+            stride: strides.1,
+            act: relu,
+            names: ["conv2", "bn2"],
         };
-        let second = match replace {
-            Some(config) => Second::Attention(Attention::new(init, config)?),
-            None => Second::Conv(Conv::new(init, outputs, outputs, 3, 1)?),
-        };
-        let bn2 = BatchNorm::new(init, outputs, Activation::Relu)?;
-        let downsample = if stride != 1 || inputs != outputs {
+        let second =
+            Spatial::new(init, place, |init| Conv::new(init, channels, channels, 3, strides.1))?;
+        let outputs = channels * expansion;
+        let mut pointwise = |inputs, stride, act, names| {
             let conv = Conv::new(init, inputs, outputs, 1, stride)?;
-            Some((conv, BatchNorm::new(init, outputs, Activation::None)?))
-        } else {
-            None
+            ConvNorm::new(init, conv, outputs, act, names)
         };
-        let appended = append.map(|config| Appended::new(init, config)).transpose()?;
-        Ok(Self { conv1, bn1, second, bn2, downsample, appended })
+        let third =
+            bottleneck.then(|| pointwise(channels, 1, relu, ["conv3", "bn3"])).transpose()?;
+        let names = ["downsample.0", "downsample.1"];
+        let downsample = (stride != 1 || inputs != outputs)
+            .then(|| pointwise(inputs, stride, Activation::None, names))
+            .transpose()?;
+        let appended = appended(init, attention, outputs, shrink(map, 3, stride))?;
+        Ok(Self { first, second, third, downsample, appended })
     }
 }
 
 impl Module for Block {
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        let y = self.bn1.forward(&self.conv1.forward(x, mode)?, mode)?;
-        let y = match &self.second {
-            Second::Conv(conv) => conv.forward(&y, mode)?,
-            Second::Attention(attention) => attention.forward(&y, mode)?,
-        };
+        let y = self.first.forward(x, mode)?;
         let shortcut = match &self.downsample {
-            Some((conv, norm)) => norm.forward(&conv.forward(x, mode)?, mode)?,
+            Some(downsample) => downsample.forward(x, mode)?,
             None => x.clone(),
         };
-        let y = self.bn2.forward_residual(&y, Some(&shortcut), mode)?;
+        let y = match &self.third {
+            Some(third) => {
+                let y = self.second.forward_residual(&y, None, mode)?;
+                third.forward_residual(&y, Some(&shortcut), mode)?
+            }
+            None => self.second.forward_residual(&y, Some(&shortcut), mode)?,
+        };
         match &self.appended {
             Some(appended) => appended.forward(&y, mode),
             None => Ok(y),
@@ -162,53 +170,16 @@ impl Module for Block {
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {
-        self.conv1.visit(&join(prefix, "conv1"), f);
-        self.bn1.visit(&join(prefix, "bn1"), f);
-        match &mut self.second {
-            Second::Conv(conv) => conv.visit(&join(prefix, "conv2"), f),
-            Second::Attention(attention) => attention.visit(&join(prefix, "attn"), f),
+        self.first.visit(prefix, f);
+        self.second.visit(prefix, f);
+        if let Some(third) = &mut self.third {
+            third.visit(prefix, f);
         }
-        self.bn2.visit(&join(prefix, "bn2"), f);
-        if let Some((conv, norm)) = &mut self.downsample {
-            conv.visit(&join(prefix, "downsample.0"), f);
-            norm.visit(&join(prefix, "downsample.1"), f);
+        if let Some(downsample) = &mut self.downsample {
+            downsample.visit(prefix, f);
         }
         if let Some(appended) = &mut self.appended {
             appended.visit(&join(prefix, "attn"), f);
         }
     }
-}
-
-impl Appended {
-    fn new(init: &mut Init, config: AttentionConfig) -> Result<Self> {
-        let channels = config.channels;
-        Ok(Self {
-            attention: Attention::new(init, config)?,
-            proj: Conv::new(init, channels, channels, 1, 1)?,
-            norm: BatchNorm::with_weight(init, channels, Activation::None, 0.0)?,
-        })
-    }
-}
-
-impl Module for Appended {
-    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        let y = self.proj.forward(&self.attention.forward(x, mode)?, mode)?;
-        self.norm.forward_residual(&y, Some(x), mode)
-    }
-
-    fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {
-        self.attention.visit(prefix, f);
-        self.proj.visit(&join(prefix, "proj"), f);
-        self.norm.visit(&join(prefix, "norm"), f);
-    }
-}
-
-fn config(a: &AttentionSpec, channels: usize, map: (usize, usize)) -> AttentionConfig {
-    let reach = match a.variant {
-        Variant::Global => Reach::Global { map },
-        Variant::Local | Variant::EmbeddedLocal => {
-            Reach::Local { window: (a.window, a.window), border: a.border }
-        }
-    };
-    AttentionConfig { channels, heads: a.heads, reach, position: a.position }
 }

@@ -6,16 +6,18 @@ use crate::ops::case::Layout;
 use crate::ops::{self, Conv2d};
 use crate::tensor::Tensor;
 
-/// A convolution without bias, as it stands before a batch norm. Owns `weight [O, kh, kw, I]` (OIHW in files), in f32; an image in
-/// f16 or bf16 meets a copy of it that is stored as the image is.
+/// A convolution. Owns `weight [O, kh, kw, I / groups]` (OIHW in files) and, where it has one, `bias [O]`, in f32; an image in f16 or
+/// bf16 meets a copy of the weight that is stored as the image is.
 pub struct Conv {
     weight: Tensor,
+    bias: Option<Tensor>,
     opt: Conv2d,
 }
 
 impl Conv {
-    /// A `kernel` x `kernel` convolution `inputs -> outputs` with padding `kernel / 2`, so that stride 1 keeps the size.
-    /// Kaiming normal initialisation for ReLU, by fan-out: `std = sqrt(2 / (outputs * kernel^2))`, as torchvision's ResNet.
+    /// A `kernel` x `kernel` convolution `inputs -> outputs` with padding `kernel / 2`, so that stride 1 keeps the size, and without
+    /// bias, as it stands before a batch norm. Kaiming normal initialisation for ReLU, by fan-out:
+    /// `std = sqrt(2 / (outputs * kernel^2))`, as torchvision's nets.
     ///
     /// # Errors
     /// As [`Tensor::uninit`].
@@ -29,16 +31,53 @@ impl Conv {
         let std = (2.0 / (outputs * kernel * kernel) as f32).sqrt();
         let weight = init.normal(&[outputs, kernel, kernel, inputs], std)?;
         let padding = (kernel / 2, kernel / 2);
-        Ok(Self { weight, opt: Conv2d { stride: (stride, stride), padding, ..Conv2d::default() } })
+        let opt = Conv2d { stride: (stride, stride), padding, ..Conv2d::default() };
+        Ok(Self { weight, bias: None, opt })
+    }
+
+    /// A depthwise convolution: each channel with a kernel of its own. `std = sqrt(2 / (channels * kernel^2))`, since PyTorch
+    /// counts the fan-out of all channels.
+    ///
+    /// # Errors
+    /// As [`Tensor::uninit`].
+    pub fn depthwise(
+        init: &mut Init,
+        channels: usize,
+        kernel: usize,
+        stride: usize,
+    ) -> Result<Self> {
+        let std = (2.0 / (channels * kernel * kernel) as f32).sqrt();
+        let weight = init.normal(&[channels, kernel, kernel, 1], std)?;
+        let padding = (kernel / 2, kernel / 2);
+        let opt =
+            Conv2d { stride: (stride, stride), padding, groups: channels, ..Conv2d::default() };
+        Ok(Self { weight, bias: None, opt })
+    }
+
+    /// The same convolution with a bias, which starts at zero.
+    ///
+    /// # Errors
+    /// As [`Tensor::uninit`].
+    pub fn with_bias(self, init: &mut Init) -> Result<Self> {
+        let bias = init.constant(&self.weight.shape()[..1], 0.0)?;
+        Ok(Self { bias: Some(bias), ..self })
+    }
+
+    /// A convolution of given first values, with a bias.
+    pub fn from_parts(weight: Tensor, bias: Tensor, opt: Conv2d) -> Self {
+        Self { weight, bias: Some(bias), opt }
     }
 }
 
 impl Module for Conv {
     fn forward(&self, x: &Tensor, _: &Mode) -> Result<Tensor> {
-        ops::conv2d(x, &ops::cast(&self.weight, x.dtype())?, None, self.opt)
+        ops::conv2d(x, &ops::cast(&self.weight, x.dtype())?, self.bias.as_ref(), self.opt)
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {
         parameter(f, prefix, "weight", &mut self.weight, Layout::Weight, true);
+        if let Some(bias) = &mut self.bias {
+            parameter(f, prefix, "bias", bias, Layout::Plain, false);
+        }
     }
 }

@@ -50,6 +50,14 @@ impl Init {
         self.fill(shape, |_, _| value)
     }
 
+    /// Elements that are not learned and not drawn; they are written even by a blank init.
+    ///
+    /// # Errors
+    /// As [`Init::normal`].
+    pub fn fixed(&mut self, shape: &[usize], data: &[f32]) -> Result<Tensor> {
+        Tensor::from_f32(&self.device, shape, data)
+    }
+
     fn fill(
         &mut self,
         shape: &[usize],

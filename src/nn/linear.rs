@@ -23,6 +23,11 @@ impl Linear {
         let weight = init.uniform(&[outputs, inputs], bound)?;
         Ok(Self { weight, bias: init.uniform(&[outputs], bound)? })
     }
+
+    /// A layer of given first values: weight `[O, I]` and bias `[O]`.
+    pub fn from_parts(weight: Tensor, bias: Tensor) -> Self {
+        Self { weight, bias }
+    }
 }
 
 impl Module for Linear {

@@ -4,21 +4,37 @@
 //! A model is built from modules, then [`Parameters::flatten`] moves all that they own into flat buffers. From there on
 //! the modules compute and the [`Parameters`] hold: values, gradients, running statistics, and everything by name.
 
+mod appended;
 mod attention;
+mod attention_bottleneck;
 mod conv;
+mod conv_norm;
+mod drop;
 mod init;
+mod layer_norm;
 mod linear;
+mod nonlocal;
 mod norm;
 mod parameters;
+mod squeeze_excite;
 mod state;
+mod token_attention;
 
-pub use attention::{Attention, AttentionConfig, Reach};
+pub use appended::Appended;
+pub use attention::{Attention, AttentionConfig, Reach, Tables};
+pub use attention_bottleneck::AttentionBottleneck;
 pub use conv::Conv;
+pub use conv_norm::ConvNorm;
+pub use drop::{Dropout, StochasticDepth};
 pub use init::Init;
+pub use layer_norm::LayerNorm;
 pub use linear::Linear;
+pub use nonlocal::NonLocal;
 pub use norm::BatchNorm;
 pub use parameters::{Differences, Parameters, Reshaped};
+pub use squeeze_excite::SqueezeExcite;
 pub use state::{Data, StateArray, StateDict};
+pub use token_attention::TokenAttention;
 
 use crate::error::Result;
 use crate::ops::case::Layout;
@@ -83,7 +99,7 @@ pub enum Value<'a> {
         /// How it lies in files.
         layout: Layout,
         /// Whether weight decay applies: to weights of convolutions and linear layers and to position tables, not to
-        /// biases and norms.
+        /// biases, norms and a transformer's class token and position embeddings.
         decay: bool,
     },
     /// A tensor that is kept but not learned: running statistics.
