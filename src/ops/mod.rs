@@ -13,6 +13,7 @@ pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod global_attention;
 pub(crate) mod global_avg_pool;
+mod grouped;
 pub(crate) mod layer_norm;
 mod linear;
 pub(crate) mod local_attention;

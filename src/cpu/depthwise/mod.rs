@@ -1,0 +1,72 @@
+//! Depthwise convolution on the CPU, NHWC: forward, and the gradients of input and weight. Every channel has a kernel of its own, so
+//! the vector lanes are channels.
+
+mod any;
+
+use super::conv2d::Dims;
+use super::threads::with_scratch;
+use crate::kernel::CpuArgs;
+use crate::ops::conv2d::Conv2dParams;
+
+/// x, w, bias -> y.
+pub(crate) fn fwd(a: &CpuArgs<'_>) {
+    let p: Conv2dParams = a.params();
+    let bias = (p.bias == 1).then(|| a.f32(2));
+    forward(&Dims::new(&p), a.f32(0), a.f32(1), bias, a.f32_mut(3));
+}
+
+/// dy, w -> dx.
+pub(crate) fn dgrad(a: &CpuArgs<'_>) {
+    input_gradient(&Dims::new(&a.params()), a.f32(0), a.f32(1), a.f32_mut(2));
+}
+
+/// x, dy -> dw: needs no parts.
+pub(crate) fn wgrad(a: &CpuArgs<'_>) {
+    weight_gradient(&Dims::new(&a.params()), a.f32(0), a.f32(1), a.f32_mut(2));
+}
+
+fn forward(d: &Dims, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    with_scratch(w.len(), |taps| {
+        transpose(w, d.c, taps);
+        any::forward(d, x, taps, bias, y);
+    });
+}
+
+fn input_gradient(d: &Dims, dy: &[f32], w: &[f32], dx: &mut [f32]) {
+    with_scratch(w.len(), |taps| {
+        transpose(w, d.c, taps);
+        any::input_gradient(d, dy, taps, dx);
+    });
+}
+
+fn weight_gradient(d: &Dims, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    let block = block_rows(d);
+    let parts = (d.n * d.p).div_ceil(block);
+    with_scratch(dw.len() * (parts + 1), |scratch| {
+        let (sum, parts) = scratch.split_at_mut(dw.len());
+        any::weight_parts(d, block, x, dy, parts);
+        sum.fill(0.0);
+        for part in parts.chunks_exact(sum.len()) {
+            sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        }
+        transpose(sum, d.kh * d.kw, dw);
+    });
+}
+
+/// Output rows (counted through all images) that one part of the weight gradient sums over: as many as keep the parts few, and no
+/// more than keep a sum accurate.
+fn block_rows(d: &Dims) -> usize {
+    const PARTS: usize = 16;
+    const LONGEST: usize = 4096;
+    (d.n * d.p).div_ceil(PARTS).min(LONGEST / d.q).max(1)
+}
+
+/// out[column][row] = rows[row][column], `rows` of them.
+fn transpose(from: &[f32], rows: usize, to: &mut [f32]) {
+    let columns = from.len() / rows;
+    for (column, to) in to.chunks_exact_mut(rows).enumerate() {
+        for (row, to) in to.iter_mut().enumerate() {
+            *to = from[row * columns + column];
+        }
+    }
+}
