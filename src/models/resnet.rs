@@ -3,7 +3,8 @@
 use super::spec::{AttentionSpec, Placement, Spec, Stem, Variant};
 use crate::error::Result;
 use crate::nn::{
-    Attention, AttentionConfig, BatchNorm, Conv, Init, Linear, Mode, Module, Reach, Slot, join,
+    Attention, AttentionConfig, BatchNorm, Conv, Init, Linear, Mode, Module, Reach, Slot,
+    conv_norm, join,
 };
 use crate::ops::{self, Activation, MaxPool2d};
 use crate::tensor::Tensor;
@@ -90,7 +91,7 @@ impl ResNet {
 
 impl Module for ResNet {
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        let mut x = self.bn1.forward(&self.conv1.forward(x, mode)?, mode)?;
+        let mut x = conv_norm(&self.conv1, &self.bn1, x, None, mode)?;
         if let Some(pool) = self.pool {
             x = ops::max_pool2d(&x, pool)?;
         }
@@ -145,16 +146,18 @@ impl Block {
 
 impl Module for Block {
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        let y = self.bn1.forward(&self.conv1.forward(x, mode)?, mode)?;
-        let y = match &self.second {
-            Second::Conv(conv) => conv.forward(&y, mode)?,
-            Second::Attention(attention) => attention.forward(&y, mode)?,
-        };
+        let y = conv_norm(&self.conv1, &self.bn1, x, None, mode)?;
         let shortcut = match &self.downsample {
-            Some((conv, norm)) => norm.forward(&conv.forward(x, mode)?, mode)?,
+            Some((conv, norm)) => conv_norm(conv, norm, x, None, mode)?,
             None => x.clone(),
         };
-        let y = self.bn2.forward_residual(&y, Some(&shortcut), mode)?;
+        let y = match &self.second {
+            Second::Conv(conv) => conv_norm(conv, &self.bn2, &y, Some(&shortcut), mode)?,
+            Second::Attention(attention) => {
+                let y = attention.forward(&y, mode)?;
+                self.bn2.forward_residual(&y, Some(&shortcut), mode)?
+            }
+        };
         match &self.appended {
             Some(appended) => appended.forward(&y, mode),
             None => Ok(y),
@@ -192,8 +195,7 @@ impl Appended {
 
 impl Module for Appended {
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        let y = self.proj.forward(&self.attention.forward(x, mode)?, mode)?;
-        self.norm.forward_residual(&y, Some(x), mode)
+        conv_norm(&self.proj, &self.norm, &self.attention.forward(x, mode)?, Some(x), mode)
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

@@ -9,8 +9,8 @@ use crate::tensor::Tensor;
 /// A convolution without bias, as it stands before a batch norm. Owns `weight [O, kh, kw, I]` (OIHW in files), in f32; an image in
 /// f16 or bf16 meets a copy of it that is stored as the image is.
 pub struct Conv {
-    weight: Tensor,
-    opt: Conv2d,
+    pub(super) weight: Tensor,
+    pub(super) opt: Conv2d,
 }
 
 impl Conv {

@@ -16,7 +16,7 @@ pub use attention::{Attention, AttentionConfig, Reach};
 pub use conv::Conv;
 pub use init::Init;
 pub use linear::Linear;
-pub use norm::BatchNorm;
+pub use norm::{BatchNorm, conv_norm};
 pub use parameters::{Differences, Parameters, Reshaped};
 pub use state::{Data, StateArray, StateDict};
 
