@@ -1,6 +1,8 @@
 //! Attention as a residual branch.
 
-use super::{Attention, AttentionConfig, BatchNorm, Conv, Init, Mode, Module, Slot, join};
+use super::{
+    Attention, AttentionConfig, BatchNorm, Conv, Init, Mode, Module, Slot, conv_norm, join,
+};
 use crate::error::Result;
 use crate::ops::Activation;
 use crate::tensor::Tensor;
@@ -30,8 +32,7 @@ impl Appended {
 
 impl Module for Appended {
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        let y = self.proj.forward(&self.attention.forward(x, mode)?, mode)?;
-        self.norm.forward_residual(&y, Some(x), mode)
+        conv_norm(&self.proj, &self.norm, &self.attention.forward(x, mode)?, Some(x), mode)
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

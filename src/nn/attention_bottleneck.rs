@@ -1,7 +1,8 @@
 //! Attention between two embeddings of its channels.
 
 use super::{
-    Attention, AttentionConfig, BatchNorm, Conv, ConvNorm, Init, Mode, Module, Slot, join,
+    Attention, AttentionConfig, BatchNorm, Conv, ConvNorm, Init, Mode, Module, Slot, conv_norm,
+    join,
 };
 use crate::error::Result;
 use crate::ops::Activation;
@@ -38,8 +39,7 @@ impl AttentionBottleneck {
 impl Module for AttentionBottleneck {
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         let y = self.attention.forward(&self.reduce.forward(x, mode)?, mode)?;
-        let y = self.expand.forward(&self.inner.forward(&y, mode)?, mode)?;
-        self.norm.forward_residual(&y, Some(x), mode)
+        conv_norm(&self.expand, &self.norm, &self.inner.forward(&y, mode)?, Some(x), mode)
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

@@ -9,9 +9,9 @@ use crate::tensor::Tensor;
 /// A convolution. Owns `weight [O, kh, kw, I / groups]` (OIHW in files) and, where it has one, `bias [O]`, in f32; an image in f16 or
 /// bf16 meets a copy of the weight that is stored as the image is.
 pub struct Conv {
-    weight: Tensor,
+    pub(super) weight: Tensor,
     bias: Option<Tensor>,
-    opt: Conv2d,
+    pub(super) opt: Conv2d,
 }
 
 impl Conv {

@@ -1,6 +1,6 @@
 //! A convolution and the batch norm that follows it.
 
-use super::{BatchNorm, Conv, Init, Mode, Module, Slot, join};
+use super::{BatchNorm, Conv, Init, Mode, Module, Slot, conv_norm, join};
 use crate::error::Result;
 use crate::ops::Activation;
 use crate::tensor::Tensor;
@@ -30,14 +30,14 @@ impl ConvNorm {
     /// `act(norm(conv(x)) + residual)`.
     ///
     /// # Errors
-    /// As [`crate::ops::conv2d()`] and [`crate::ops::batch_norm()`].
+    /// As [`crate::ops::conv_block`].
     pub fn forward_residual(
         &self,
         x: &Tensor,
         residual: Option<&Tensor>,
         mode: &Mode,
     ) -> Result<Tensor> {
-        self.norm.forward_residual(&self.conv.forward(x, mode)?, residual, mode)
+        conv_norm(&self.conv, &self.norm, x, residual, mode)
     }
 }
 

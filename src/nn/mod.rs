@@ -30,7 +30,7 @@ pub use init::Init;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use nonlocal::NonLocal;
-pub use norm::BatchNorm;
+pub use norm::{BatchNorm, conv_norm};
 pub use parameters::{Differences, Parameters, Reshaped};
 pub use squeeze_excite::SqueezeExcite;
 pub use state::{Data, StateArray, StateDict};

@@ -1,6 +1,6 @@
-//! Batch norm, fused with what follows it.
+//! Batch norm, fused with what follows it and with the convolution before it.
 
-use super::{Counter, Init, Mode, Module, Slot, Value, join, parameter};
+use super::{Conv, Counter, Init, Mode, Module, Slot, Value, join, parameter};
 use crate::error::Result;
 use crate::ops::case::Layout;
 use crate::ops::{self, Activation};
@@ -56,14 +56,48 @@ impl BatchNorm {
         residual: Option<&Tensor>,
         mode: &Mode,
     ) -> Result<Tensor> {
-        let opt = ops::BatchNorm { training: mode.training, act: self.act, ..Default::default() };
         let (mean, var) = (&self.running_mean, &self.running_var);
+        let opt = self.options(mode);
         let y = ops::batch_norm(x, &self.weight, &self.bias, mean, var, residual, opt)?;
+        self.count(mode);
+        Ok(y)
+    }
+
+    fn options(&self, mode: &Mode) -> ops::BatchNorm {
+        ops::BatchNorm { training: mode.training, act: self.act, ..Default::default() }
+    }
+
+    /// One more batch seen, in training.
+    fn count(&self, mode: &Mode) {
         if mode.training {
             self.batches.increment();
         }
-        Ok(y)
     }
+}
+
+/// `act(norm(conv(x)) + residual)` as one op: the convolution gathers the statistics of the norm while its output is at hand, and an
+/// evaluation without gradients is one launch with the norm folded in. The modules keep their own names in state dicts.
+///
+/// # Errors
+/// As [`ops::conv_block`].
+pub fn conv_norm(
+    conv: &Conv,
+    norm: &BatchNorm,
+    x: &Tensor,
+    residual: Option<&Tensor>,
+    mode: &Mode,
+) -> Result<Tensor> {
+    let weight = ops::cast(&conv.weight, x.dtype())?;
+    let of_norm = ops::ConvBlockNorm {
+        weight: &norm.weight,
+        bias: &norm.bias,
+        running_mean: &norm.running_mean,
+        running_var: &norm.running_var,
+    };
+    let opt = ops::ConvBlock { conv: conv.opt, norm: norm.options(mode) };
+    let y = ops::conv_block(x, &weight, of_norm, residual, opt)?;
+    norm.count(mode);
+    Ok(y)
 }
 
 impl Module for BatchNorm {

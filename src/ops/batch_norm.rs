@@ -33,6 +33,7 @@ use bytemuck::{Pod, Zeroable};
 mod spec;
 
 pub(crate) use spec::SPEC;
+pub(super) use spec::options;
 
 const OP: &str = "batch_norm";
 const WGSL: &str = include_str!("../../shaders/batch_norm.wgsl");
@@ -51,6 +52,17 @@ pub enum Activation {
 
 pub(crate) const ACT_RELU: u32 = 1;
 pub(crate) const ACT_SILU: u32 = 2;
+
+impl Activation {
+    /// Its number in parameter blocks.
+    pub(crate) fn code(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Relu => ACT_RELU,
+            Self::Silu => ACT_SILU,
+        }
+    }
+}
 
 /// Options of [`batch_norm`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -258,36 +270,66 @@ pub fn batch_norm(
     residual: Option<&Tensor>,
     opt: BatchNorm,
 ) -> Result<Tensor> {
-    let per_channel = [
+    let norm = [
         ("weight", weight),
         ("bias", bias),
         ("running_mean", running_mean),
         ("running_var", running_var),
     ];
-    let p = check(x, per_channel, residual, opt)?;
-    let table = Tensor::empty(x.device(), &[4, p.channels as usize])?;
-    if opt.training {
-        let part = Tensor::empty(x.device(), &[p.blocks as usize, 2, p.channels as usize])?;
-        STATS.launch(&p, &[x, &part])?;
-        FINISH.launch(&p, &[&part, weight, bias, running_mean, running_var, &table])?;
-    } else {
-        TABLE.launch(&p, &[weight, bias, running_mean, running_var, &table])?;
+    let p = check(OP, ("x", x), norm, residual, opt)?;
+    if !opt.training {
+        return normalise(x, norm.map(|n| n.1), residual, p, None);
     }
+    let part = Tensor::empty(x.device(), &[p.blocks as usize, 2, p.channels as usize])?;
+    STATS.launch(&p, &[x, &part])?;
+    normalise(x, norm.map(|n| n.1), residual, p, Some((&part, p.rows_per_block)))
+}
+
+/// All that follows the statistics, on the tape: with the means and sums of squared deviations of blocks of so many rows
+/// (`[blocks, 2, C]`, as [`STATS`] gives them) in training, else with the running statistics.
+pub(super) fn normalise(
+    x: &Tensor,
+    norm: [&Tensor; 4],
+    residual: Option<&Tensor>,
+    p: BatchNormParams,
+    part: Option<(&Tensor, u32)>,
+) -> Result<Tensor> {
+    let table = table(x, norm, p, part)?;
     let y = x.empty_like()?;
     FWD.launch(&p, &[x, residual.unwrap_or(x), &table, &y])?;
 
+    let [weight, bias, ..] = norm;
     let mut inputs = vec![x, weight, bias];
     inputs.extend(residual);
-    let saved = Saved { p, x: x.detach(), third: third(x, residual, &y, opt), table };
+    let saved = Saved { p, x: x.detach(), third: third(x, residual, &y, p.act), table };
     Ok(tape::record(OP, &inputs, y, move |dy, needs| saved.backward(dy, needs)))
+}
+
+/// The table `[4, C]` for an image on the device of `x`; with `part`, the running statistics are updated.
+pub(super) fn table(
+    x: &Tensor,
+    [weight, bias, mean, var]: [&Tensor; 4],
+    p: BatchNormParams,
+    part: Option<(&Tensor, u32)>,
+) -> Result<Tensor> {
+    let table = Tensor::empty(x.device(), &[4, p.channels as usize])?;
+    match part {
+        Some((part, rows_per_block)) => {
+            let blocks = p.rows.div_ceil(rows_per_block);
+            let p = BatchNormParams { rows_per_block, blocks, ..p };
+            FINISH.launch(&p, &[part, weight, bias, mean, var, &table])?;
+        }
+        None => TABLE.launch(&p, &[weight, bias, mean, var, &table])?,
+    }
+    Ok(table)
 }
 
 /// The image that the activation's slope depends on beside x: with ReLU and a residual the output, with SiLU and a
 /// residual the residual. Otherwise x alone decides, and stands in where something has to be bound.
-fn third(x: &Tensor, residual: Option<&Tensor>, y: &Tensor, opt: BatchNorm) -> Tensor {
-    match (opt.act, residual) {
-        (Activation::Relu, Some(_)) => y.detach(),
-        (Activation::Silu, Some(residual)) => residual.detach(),
+fn third(x: &Tensor, residual: Option<&Tensor>, y: &Tensor, act: u32) -> Tensor {
+    match (act, residual) {
+        (ACT_RELU, Some(_)) => y.detach(),
+        (ACT_SILU, Some(residual)) => residual.detach(),
         _ => x.detach(),
     }
 }
@@ -334,58 +376,56 @@ impl Saved {
     }
 }
 
-fn check(
-    x: &Tensor,
+/// The parameter block, where the shapes fit: the one place where they are checked. The image and what is one number a channel
+/// (weight, bias, running mean and variance) come with their names in errors of `op`.
+pub(super) fn check(
+    op: &'static str,
+    (name_x, x): (&str, &Tensor),
     per_channel: [(&str, &Tensor); 4],
     residual: Option<&Tensor>,
     opt: BatchNorm,
 ) -> Result<BatchNormParams> {
-    require_float(OP, "x", x)?;
+    require_float(op, name_x, x)?;
     let (Some(&channels), true) = (x.shape().last(), x.shape().len() >= 2) else {
-        let message = format!("x must be [N, .., C], but its shape is {:?}", x.shape());
-        return Err(Error::shape(OP, message));
+        let message = format!("{name_x} must be [N, .., C], but its shape is {:?}", x.shape());
+        return Err(Error::shape(op, message));
     };
     for (name, t) in per_channel {
-        require_f32(OP, name, t)?;
+        require_f32(op, name, t)?;
         if t.shape() != [channels] {
             let (given, x) = (t.shape(), x.shape());
             let message = format!(
-                "{name} must be [{channels}], one number a channel of x {x:?}, but it is {given:?}"
+                "{name} must be [{channels}], one number a channel of {name_x} {x:?}, but it is {given:?}"
             );
-            return Err(Error::shape(OP, message));
+            return Err(Error::shape(op, message));
         }
     }
     if let Some(residual) = residual {
-        require_same(OP, ("x", x), "residual", residual)?;
+        require_same(op, (name_x, x), "residual", residual)?;
         if residual.shape() != x.shape() {
             let message = format!(
-                "residual must be shaped as x, {:?}, but it is {:?}",
+                "residual must be shaped as {name_x}, {:?}, but it is {:?}",
                 x.shape(),
                 residual.shape()
             );
-            return Err(Error::shape(OP, message));
+            return Err(Error::shape(op, message));
         }
     }
     let rows = x.numel() / channels;
     if opt.training && rows == 1 {
         let message = format!(
-            "training needs more than one value a channel, but x is {:?}; use a larger batch or training: false",
+            "training needs more than one value a channel, but {name_x} is {:?}; use a larger batch or training: false",
             x.shape()
         );
-        return Err(Error::shape(OP, message));
+        return Err(Error::shape(op, message));
     }
     let Blocks { rows, channels, rows_per_block, blocks } = Blocks::new(rows, channels);
-    let act = match opt.act {
-        Activation::None => 0,
-        Activation::Relu => ACT_RELU,
-        Activation::Silu => ACT_SILU,
-    };
     Ok(BatchNormParams {
         rows,
         channels,
         rows_per_block,
         blocks,
-        act,
+        act: opt.act.code(),
         residual: u32::from(residual.is_some()),
         residual_grad: 0,
         training: u32::from(opt.training),

@@ -160,6 +160,8 @@ pub struct Case {
     pub atol: f64,
     /// Whether gradients are checked by finite differences (small cases); else they are compared with the CPU's.
     pub gradcheck: bool,
+    /// Whether any are wanted: an op may go another way where none are.
+    pub gradients: bool,
 }
 
 /// An input of a case.
@@ -194,6 +196,7 @@ impl Case {
             rtol: 1e-4,
             atol: 1e-5,
             gradcheck: true,
+            gradients: true,
         }
     }
 
@@ -231,6 +234,11 @@ impl Case {
     /// For shapes too large for finite differences: gradients are compared with the CPU's.
     pub fn no_gradcheck(self) -> Self {
         Self { gradcheck: false, ..self }
+    }
+
+    /// For what an op does where no gradient is wanted.
+    pub fn no_gradients(self) -> Self {
+        Self { gradients: false, ..self }
     }
 
     /// The inputs on the host, the same on every call and machine.

@@ -17,6 +17,7 @@ mod cuda;
 mod spec;
 
 pub(crate) use spec::SPEC;
+pub(super) use spec::options;
 
 const WGSL: &str = include_str!("../../shaders/conv2d.wgsl");
 

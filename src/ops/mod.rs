@@ -8,6 +8,7 @@ pub mod case;
 pub(crate) mod cast;
 mod columns;
 pub(crate) mod conv2d;
+mod conv_block;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
@@ -25,6 +26,7 @@ pub(crate) mod tensor_cores;
 
 pub use batch_norm::{Activation, BatchNorm, batch_norm};
 pub use cast::cast;
+pub use conv_block::{ConvBlock, ConvBlockNorm, conv_block};
 pub use conv2d::{Conv2d, conv2d};
 pub use cross_entropy::{CrossEntropy, class_labels, cross_entropy};
 pub use dropout::dropout;
@@ -57,6 +59,7 @@ pub fn specs() -> Vec<&'static OpSpec> {
         &global_attention::SPEC,
         &local_attention::SPEC,
         &batch_norm::SPEC,
+        &conv_block::SPEC,
         &layer_norm::SPEC,
         &max_pool2d::SPEC,
         &global_avg_pool::SPEC,

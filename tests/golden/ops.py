@@ -104,6 +104,50 @@ batch_norm("eval_silu", (1, 7, 3, 3), False, act="silu", eps=1e-3)
 batch_norm("eval_one_value", (1, 4, 1, 1), False, act="relu")
 
 
+# ------------------------------------------------------------------------------- convolution, norm, activation as one
+
+
+def conv_block(name, x, o, kernel, training, stride=1, act="none", residual=False, groups=1, gradients=True, mean=0.0, **tolerance):
+    side = [(size + 2 * (kernel // 2) - kernel) // stride + 1 for size in x[2:]]
+    spread = 0.005 * mean if mean else 1.0
+
+    def inputs():
+        weight = normal((o, x[1] // groups, kernel, kernel))
+        return present(
+            x=mean + spread * normal(x),
+            weight=weight,
+            gamma=1 + 0.3 * normal([o]),
+            beta=0.5 * normal([o]),
+            running_mean=normal([o]),
+            running_var=0.5 + torch.rand(o),
+            residual=normal((x[0], o, *side)) if residual else None,
+        )
+
+    def run(x, weight, gamma, beta, running_mean, running_var, residual=None):
+        running_mean, running_var = running_mean.clone(), running_var.clone()  # F.batch_norm updates them in place
+        y = F.conv2d(x, weight, None, stride, kernel // 2, 1, groups)
+        y = F.batch_norm(y, running_mean, running_var, gamma, beta, training, 0.1, 1e-5)
+        y = y if residual is None else y + residual
+        y = {"none": lambda t: t, "relu": F.relu, "silu": F.silu}[act](y)
+        return {"y": y, "running_mean": running_mean, "running_var": running_var}
+
+    attrs = {"stride": [stride] * 2, "padding": [kernel // 2] * 2, "groups": groups, "training": training, "act": act}
+    # Without gradients the norm is folded into the convolution.
+    fixed = ("running_mean", "running_var") if gradients else ("x", "weight", "gamma", "beta", "running_mean", "running_var", "residual")
+    add(f"conv_block_{name}", "conv_block", attrs, inputs, run, fixed, **tolerance)
+
+
+conv_block("train_relu_residual", (2, 5, 6, 7), 8, 3, True, act="relu", residual=True)
+conv_block("train_1x1_silu", (2, 6, 5, 3), 13, 1, True, act="silu")
+conv_block("train_s2", (2, 8, 7, 9), 6, 3, True, stride=2)
+conv_block("train_c33", (1, 33, 7, 5), 17, 1, True, act="relu")
+# Mean 200 times the spread: as in batch_norm_train_offset.
+conv_block("train_offset", (2, 2, 9, 7), 4, 1, True, mean=100.0, rtol=1e-3, atol=1e-3)
+conv_block("eval_relu", (2, 4, 5, 3), 6, 3, False, act="relu")
+conv_block("folded_relu_residual", (2, 5, 6, 7), 8, 3, False, act="relu", residual=True, gradients=False)
+conv_block("folded_s2_silu", (1, 9, 7, 5), 33, 3, False, stride=2, act="silu", gradients=False)
+
+
 # ------------------------------------------------------------------------------------- linear, pooling, elementwise
 
 

@@ -45,7 +45,8 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-fn run(attrs: &Attrs, t: &Tensors) -> Result<Tensors> {
+/// The options that a case's attributes mean.
+pub(in crate::ops) fn options(attrs: &Attrs) -> Result<BatchNorm> {
     let act = match attrs.str("act", "none")?.as_str() {
         "none" => Activation::None,
         "relu" => Activation::Relu,
@@ -55,12 +56,16 @@ fn run(attrs: &Attrs, t: &Tensors) -> Result<Tensors> {
             return Err(Error::usage(message));
         }
     };
-    let opt = BatchNorm {
+    Ok(BatchNorm {
         eps: attrs.f64("eps", 1e-5)? as f32,
         momentum: attrs.f64("momentum", 0.1)? as f32,
         training: attrs.bool("training", true)?,
         act,
-    };
+    })
+}
+
+fn run(attrs: &Attrs, t: &Tensors) -> Result<Tensors> {
+    let opt = options(attrs)?;
     let get = |name| need(OP, t, name);
     // Copies: the running statistics change in place, and a case's inputs must not.
     let copy = |t: &Tensor| t.to_device(t.device());

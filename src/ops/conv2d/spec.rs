@@ -23,7 +23,8 @@ pub(crate) static SPEC: OpSpec = OpSpec {
     reference,
 };
 
-fn options(attrs: &Attrs) -> Result<Conv2d> {
+/// The options that a case's attributes mean.
+pub(in crate::ops) fn options(attrs: &Attrs) -> Result<Conv2d> {
     Ok(Conv2d {
         stride: attrs.pair("stride", [1, 1])?,
         padding: attrs.pair("padding", [0, 0])?,
