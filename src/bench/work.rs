@@ -6,8 +6,7 @@
 //! stores beside; statistics and log-sum-exps of attention are left out.
 
 use super::row::{Position, Subject};
-use crate::models::Spec;
-use crate::models::spec::{Placement, Stem, Variant};
+use crate::models;
 use serde::Serialize;
 
 /// The least that a row takes. Zero: not counted (a pass without products; bytes of a whole training step).
@@ -105,8 +104,7 @@ pub(crate) fn work(subject: &Subject, bytes: usize) -> Work {
             moved(7.0 * 4.0 * len as f64, 0.0)
         }
         Subject::Step { ref model, size, n } => {
-            let spec = model.parse();
-            let flop = spec.map_or(Pass::default(), |spec| step_flop(&spec, size, n));
+            let flop = step_flop(model, size, n).unwrap_or_default();
             Work { forward: Pass::default(), whole: flop }
         }
     }
@@ -158,60 +156,21 @@ fn attention(
     Work { forward, whole: forward.plus(backward) }
 }
 
-/// The products of a training step of a ResNet: three for each convolution, two for the stem.
-fn step_flop(spec: &Spec, size: usize, n: usize) -> Pass {
+/// The products of a training step: three for each forward, since both factors want a gradient, two for the first layer, whose
+/// images want none; of attention three and a half, since the scores are made again.
+fn step_flop(model: &str, size: usize, n: usize) -> Option<Pass> {
+    let layers = models::layers(&model.parse().ok()?, super::CLASSES, (size, size)).ok()?;
     let mut total = Pass::default();
-    let mut add = |subject: Subject| {
-        let Pass { flop, exp, .. } = work(&subject, 4).whole;
-        total = total.plus(Pass { flop, exp, bytes: 0.0 });
-    };
-    let conv = |size, channels, out, kernel, stride| Subject::Conv2d {
-        n,
-        size,
-        channels,
-        out,
-        kernel,
-        stride,
-    };
-    let (kernel, stride) = if spec.stem == Stem::Large { (7, 2) } else { (3, 1) };
-    add(conv(size, 3, spec.width, kernel, stride));
-    let mut map = shrink(size, kernel, stride);
-    if spec.stem == Stem::Large {
-        map = shrink(map, 3, 2);
+    for (i, layer) in layers.iter().enumerate() {
+        let forwards = match i {
+            0 => 2.0,
+            _ if layer.pairs > 0.0 => 3.5,
+            _ => 3.0,
+        };
+        total.flop += forwards * n as f64 * layer.flop;
+        total.exp += 2.0 * n as f64 * layer.pairs;
     }
-    let mut inputs = spec.width;
-    for stage in 1..=spec.stages {
-        let channels = spec.channels(stage);
-        for block in 0..spec.backbone.blocks()[stage - 1] {
-            let stride = if stage > 1 && block == 0 { 2 } else { 1 };
-            add(conv(map, inputs, channels, 3, stride));
-            if stride != 1 || inputs != channels {
-                add(conv(map, inputs, channels, 1, stride));
-            }
-            map = shrink(map, 3, stride);
-            let attention = spec.attention_at(stage, block);
-            if attention.is_none_or(|a| a.placement == Placement::Append) {
-                add(conv(map, channels, channels, 3, 1));
-            }
-            if let Some(a) = attention {
-                let projections = if a.placement == Placement::Append { 4 } else { 3 };
-                (0..projections).for_each(|_| add(conv(map, channels, channels, 1, 1)));
-                let d = channels / a.heads;
-                let position = Position::None;
-                let heads = a.heads;
-                add(if a.variant == Variant::Global {
-                    Subject::GlobalAttention { n, size: map, heads, d, position }
-                } else {
-                    let border = super::row::Outside::Mask;
-                    let window = a.window;
-                    Subject::LocalAttention { n, size: map, heads, d, window, border, position }
-                });
-            }
-            inputs = channels;
-        }
-    }
-    add(Subject::Linear { rows: n, inputs, outputs: super::CLASSES });
-    total
+    Some(total)
 }
 
 #[cfg(test)]

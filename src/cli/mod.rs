@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod data;
+mod describe;
 pub mod doctor;
 pub mod eval;
 pub mod models;

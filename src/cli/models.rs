@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use crate::models::{self, Listing, PartCount, Spec};
@@ -10,21 +10,25 @@ use crate::train::Progress;
 use crate::{Error, Result};
 
 /// Classes and image side that counts are for, unless others are asked for.
-const CLASSES: usize = 1000;
-const SIDE: usize = 224;
+pub(super) const CLASSES: usize = 1000;
+pub(super) const SIDE: usize = 224;
 
 const HELP: &str = "Examples:
   attn2d models
       every backbone, plain and with attention, and how to write a model string
   attn2d models resnet18+ga@4 --num-classes 3 --img-size 64
       the parameters of one model, part by part
+  attn2d models describe efficientnet_b0+la7@6,7 --num-classes 2 --img-size 96
+      every layer with its output, parameters and FLOPs, and plain nets of the same size
   attn2d models --json
       the list for a program to read";
 
 /// List models, explain model strings, count a model's parameters
 #[derive(Debug, Args)]
-#[command(after_help = HELP)]
+#[command(after_help = HELP, args_conflicts_with_subcommands = true)]
 pub struct Options {
+    #[command(subcommand)]
+    verb: Option<Verb>,
     /// A model string, such as resnet18+ga@4; all models if not given
     #[arg(value_name = "MODEL")]
     model: Option<String>,
@@ -39,34 +43,53 @@ pub struct Options {
     json: bool,
 }
 
-/// How model strings are read; `src/models/spec.rs` has the whole grammar.
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Describe(super::describe::Options),
+}
+
+/// How model strings are read; `src/models/spec/mod.rs` has the whole grammar.
 const GRAMMAR: &str = "Model strings
   backbone[:option,..] and any number of  +attention[@place,..][:option,..]
 
   attention    ga           global: every place of the map sees every other, with learned relative positions
                la7          local: a 7x7 window round each place, without positions; odd windows up to 13
-               ela7         local with learned relative positions: our reading of \"embedded local\"
+               ela7         local with learned relative positions (= ela-position): our reading of \"embedded local\"
+               ela-bottleneck7, ela-gaussian7   two other readings of it
+               nonlocal, botnet                 published global layers
   places       3,4          all blocks of stages 3 and 4 (the last two stages if no place is given)
                4.1          block 1 of stage 4; stages count from 1, blocks from 0
-  its options  replace      stands for the block's second 3x3 convolution (the default)
+  its options  replace      stands for the block's spatial convolution: the second 3x3 of a basic block, the 3x3 of a bottleneck,
+                            the depthwise one of an MBConv (the default but for nonlocal and ela-gaussian)
                append       follows the block as a residual branch that starts at zero: pretrained weights stay valid
-               heads=4      heads; 8 if not given
-               border=zero  places outside the map stay in the softmax with k = v = 0 (la, ela); they are masked if not given
+               heads=4      heads; if not given 8, botnet 4, nonlocal and ela-gaussian 1
+               border=zero  places outside the map stay in the softmax with k = v = 0 (local ones); they are masked if not given
+               scale=none   q.k is not divided by the root of a head's channels (ga, la, ela, ela-bottleneck)
+               sasa         as the authors of stand-alone self-attention have it (la, ela)
                pos=none     no relative positions (ga)
-  backbone's   w16          channels of stage 1, twice as many in each later stage; 64 if not given
-  options      stages=2     only the first two stages
-               stem=small   a 3x3 stem at stride 1 without pooling, for images of 28 or 32 pixels
+  backbone's   w16          channels of a ResNet's stage 1, of an EfficientNet's stem, of a transformer's tokens
+  options      stages=2     only the first two stages (ResNet, EfficientNet)
+               stem=small   a 3x3 stem at stride 1 without pooling, for images of 28 or 32 pixels (ResNet)
+               depth=6, heads=2, patch=8                    layers, heads and pixels of a patch (vit)
+               dropout=0.1, stochastic_depth=0.1            probabilities in training (the second not for ResNet)
+  timm's names vit_tiny_patch16_224, vit_small_patch16_224, vit_base_patch16_224 are understood.
 
 ";
 
 /// Model strings for `attn2d models` to show: each must parse.
-const EXAMPLES: [(&str, &str); 6] = [
+const EXAMPLES: [(&str, &str); 9] = [
     ("resnet18", "the plain net"),
     ("resnet18+ga@4", "global attention in stage 4"),
     ("resnet18+la7@3,4", "local attention in stages 3 and 4"),
     ("resnet18+ela7@3+ga@4", "local in stage 3, global in stage 4"),
     ("resnet34+ga@3.5,4:append", "after the last block of stage 3 and all of stage 4"),
     ("resnet18:w16,stem=small+ga@4:heads=4", "a narrow net for small images"),
+    ("resnet50+botnet@4", "BoTNet's attention in ResNet50"),
+    (
+        "efficientnet_b0+ela7@6,7",
+        "local attention for the depthwise convolutions of stages 6 and 7",
+    ),
+    ("vit_ti_16:patch=8", "a transformer of smaller patches"),
 ];
 
 /// Lists or counts.
@@ -74,6 +97,9 @@ const EXAMPLES: [(&str, &str); 6] = [
 /// # Errors
 /// [`Error::Usage`] for a model string that is not one, no classes or an empty image.
 pub fn models(options: &Options) -> Result<()> {
+    if let Some(Verb::Describe(options)) = &options.verb {
+        return super::describe::describe(options);
+    }
     let text = match &options.model {
         None => {
             let list = models::list()?;
@@ -89,7 +115,7 @@ pub fn models(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn pretty(value: &Value) -> Result<String> {
+pub(super) fn pretty(value: &Value) -> Result<String> {
     serde_json::to_string_pretty(value).map_err(|e| Error::usage(format!("--json: {e}")))
 }
 
@@ -177,7 +203,7 @@ impl One {
 }
 
 /// 11689512 as 11,689,512.
-fn grouped(n: usize) -> String {
+pub(super) fn grouped(n: usize) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {

@@ -4,7 +4,7 @@ use super::spec::{AttentionSpec, Placement, Variant};
 use crate::error::Result;
 use crate::nn::{
     Appended, Attention, AttentionBottleneck, AttentionConfig, BatchNorm, Conv, ConvNorm, Init,
-    Mode, Module, NonLocal, Reach, Slot, join,
+    Layer, Mode, Module, NonLocal, Reach, Slot, join,
 };
 use crate::ops::{self, Activation, AvgPool2d};
 use crate::tensor::Tensor;
@@ -71,6 +71,26 @@ impl Spatial {
                 let y = layer.forward(x, mode)?;
                 let y = if *stride == 1 { y } else { halve(&y)? };
                 norm.forward_residual(&y, residual, mode)
+            }
+        }
+    }
+
+    pub(super) fn describe(
+        &self,
+        prefix: &str,
+        input: &[usize],
+        rows: &mut Vec<Layer>,
+    ) -> Vec<usize> {
+        match self {
+            Self::Conv(conv) => conv.describe(prefix, input, rows),
+            Self::Attention { layer, norm, norm_name, stride } => {
+                let mut y = layer.describe(&join(prefix, "attn"), input, rows);
+                if *stride == 2 {
+                    let (h, w) = (y[0].div_ceil(2), y[1].div_ceil(2));
+                    y = vec![h, w, y[2]];
+                    rows.push(Layer::new(prefix, "average pool 2x2 /2", &y, 0));
+                }
+                norm.describe(&join(prefix, norm_name), &y, rows)
             }
         }
     }

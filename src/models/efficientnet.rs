@@ -5,7 +5,8 @@ use super::resnet::shrink;
 use super::spec::{MbStage, Spec};
 use crate::error::Result;
 use crate::nn::{
-    Conv, ConvNorm, Dropout, Init, Linear, Mode, Module, Slot, SqueezeExcite, StochasticDepth, join,
+    Conv, ConvNorm, Dropout, Init, Layer, Linear, Mode, Module, Slot, SqueezeExcite,
+    StochasticDepth, join,
 };
 use crate::ops::{self, Activation};
 use crate::tensor::Tensor;
@@ -95,6 +96,19 @@ impl Module for EfficientNet {
         self.classifier.forward(&self.dropout.forward(&x, mode)?, mode)
     }
 
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        let features = |i: usize| join(prefix, &format!("features.{i}"));
+        let mut y = self.stem.describe(&features(0), input, rows);
+        for (stage, blocks) in (1..).zip(&self.stages) {
+            for (i, block) in blocks.iter().enumerate() {
+                y = block.describe(&join(&features(stage), &i.to_string()), &y, rows);
+            }
+        }
+        y = self.last.describe(&features(self.stages.len() + 1), &y, rows);
+        rows.push(Layer::new(&join(prefix, "avgpool"), "global average pool", &y[2..], 0));
+        self.classifier.describe(&join(prefix, "classifier.1"), &y[2..], rows)
+    }
+
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {
         let features = |i: usize| join(prefix, &format!("features.{i}"));
         self.stem.visit(&features(0), f);
@@ -156,6 +170,22 @@ impl Module for MbConv {
         match &self.appended {
             Some(appended) => appended.forward(&y, mode),
             None => Ok(y),
+        }
+    }
+
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        let first = usize::from(self.expand.is_some());
+        let part = |i: usize| join(prefix, &format!("block.{i}"));
+        let mut y = input.to_vec();
+        if let Some(expand) = &self.expand {
+            y = expand.describe(&part(0), &y, rows);
+        }
+        y = self.depthwise.describe(&part(first), &y, rows);
+        y = self.squeeze_excite.describe(&part(first + 1), &y, rows);
+        y = self.project.describe(&part(first + 2), &y, rows);
+        match &self.appended {
+            Some(appended) => appended.describe(&join(prefix, "attn"), &y, rows),
+            None => y,
         }
     }
 

@@ -14,6 +14,7 @@
 mod attention;
 mod case;
 mod efficientnet;
+mod matched;
 mod parts;
 mod resnet;
 pub mod spec;
@@ -21,6 +22,7 @@ mod vit;
 
 pub use case::{CaseResult, run_case};
 pub use efficientnet::EfficientNet;
+pub use matched::{Matched, matched};
 pub use parts::{PartCount, count_parts};
 pub use resnet::ResNet;
 pub use spec::{Backbone, Family, Spec, Variant};
@@ -28,7 +30,7 @@ pub use vit::ViT;
 
 use crate::Device;
 use crate::error::{Error, Result};
-use crate::nn::{Differences, Init, Mode, Module, Parameters, StateDict, Value};
+use crate::nn::{Differences, Init, Layer, Mode, Module, Parameters, StateDict, Value};
 use crate::tensor::Tensor;
 
 /// A net and the store of all that it owns.
@@ -225,6 +227,17 @@ fn network(
         Family::EfficientNet => Box::new(EfficientNet::new(init, spec, num_classes, image)?),
         Family::ViT => Box::new(ViT::new(init, spec, num_classes, image)?),
     })
+}
+
+/// The layers of a model in the order of the data, for one image of `image` (height, width).
+///
+/// # Errors
+/// As [`Model::build`].
+pub fn layers(spec: &Spec, num_classes: usize, image: (usize, usize)) -> Result<Vec<Layer>> {
+    let net = network(&mut Init::blank(&Device::cpu()), spec, num_classes, image)?;
+    let mut rows = Vec::new();
+    net.describe("", &[image.0, image.1, 3], &mut rows);
+    Ok(rows)
 }
 
 /// The number of parameters of a model.

@@ -3,7 +3,7 @@
 use super::attention::{Place, Spatial, appended};
 use super::spec::{Spec, Stem};
 use crate::error::Result;
-use crate::nn::{Conv, ConvNorm, Dropout, Init, Linear, Mode, Module, Slot, join};
+use crate::nn::{Conv, ConvNorm, Dropout, Init, Layer, Linear, Mode, Module, Slot, join};
 use crate::ops::{self, Activation, MaxPool2d};
 use crate::tensor::Tensor;
 
@@ -102,6 +102,22 @@ impl Module for ResNet {
         self.fc.forward(&x, mode)
     }
 
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        let mut y = self.stem.describe(prefix, input, rows);
+        if self.pool.is_some() {
+            let (h, w) = shrink((y[0], y[1]), 3, 2);
+            y = vec![h, w, y[2]];
+            rows.push(Layer::new(&join(prefix, "maxpool"), "max pool 3x3 /2", &y, 0));
+        }
+        for (stage, blocks) in self.stages.iter().enumerate() {
+            for (i, block) in blocks.iter().enumerate() {
+                y = block.describe(&join(prefix, &format!("layer{}.{i}", stage + 1)), &y, rows);
+            }
+        }
+        rows.push(Layer::new(&join(prefix, "avgpool"), "global average pool", &y[2..], 0));
+        self.fc.describe(&join(prefix, "fc"), &y[2..], rows)
+    }
+
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {
         self.stem.visit(prefix, f);
         for (stage, blocks) in self.stages.iter_mut().enumerate() {
@@ -166,6 +182,21 @@ impl Module for Block {
         match &self.appended {
             Some(appended) => appended.forward(&y, mode),
             None => Ok(y),
+        }
+    }
+
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        let y = self.first.describe(prefix, input, rows);
+        let mut y = self.second.describe(prefix, &y, rows);
+        if let Some(third) = &self.third {
+            y = third.describe(prefix, &y, rows);
+        }
+        if let Some(downsample) = &self.downsample {
+            downsample.describe(prefix, input, rows);
+        }
+        match &self.appended {
+            Some(appended) => appended.describe(&join(prefix, "attn"), &y, rows),
+            None => y,
         }
     }
 

@@ -3,8 +3,8 @@
 use super::spec::{Backbone, Spec};
 use crate::error::{Error, Result};
 use crate::nn::{
-    Conv, Dropout, Init, LayerNorm, Linear, Mode, Module, Slot, StochasticDepth, TokenAttention,
-    join, parameter,
+    Conv, Dropout, Init, Layer, LayerNorm, Linear, Mode, Module, Slot, StochasticDepth,
+    TokenAttention, join, parameter,
 };
 use crate::ops::case::Layout;
 use crate::ops::{self, Conv2d};
@@ -21,13 +21,13 @@ pub struct ViT {
     /// `[1, T + 1, C]`, the class token's first.
     positions: Tensor,
     dropout: Dropout,
-    layers: Vec<Layer>,
+    layers: Vec<EncoderLayer>,
     norm: LayerNorm,
     head: Linear,
 }
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))` with a hidden layer of four times the width and GELU.
-struct Layer {
+struct EncoderLayer {
     norm1: LayerNorm,
     attention: TokenAttention,
     norm2: LayerNorm,
@@ -127,7 +127,7 @@ impl ViT {
             First::Timm => init.normal(&[1, 1, width], 1e-6)?,
         };
         let positions = init.normal(&[1, map.0 * map.1 + 1, width], 0.02)?;
-        let layers = (0..spec.depth).map(|i| Layer::new(init, spec, first, i));
+        let layers = (0..spec.depth).map(|i| EncoderLayer::new(init, spec, first, i));
         let layers = layers.collect::<Result<Vec<_>>>()?;
         Ok(Self {
             patches,
@@ -168,6 +168,19 @@ impl Module for ViT {
         self.head.forward(&x, mode)
     }
 
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        let patches = self.patches.describe(&join(prefix, "conv_proj"), input, rows);
+        let mut y = vec![patches[0] * patches[1] + 1, patches[2]];
+        let (encoder, parameters) = (join(prefix, "encoder"), self.positions.numel());
+        let name = join(&encoder, "pos_embedding");
+        rows.push(Layer::new(&name, "positions, class token", &y, parameters + patches[2]));
+        for (i, layer) in self.layers.iter().enumerate() {
+            y = layer.describe(&join(&encoder, &format!("layers.encoder_layer_{i}")), &y, rows);
+        }
+        let y = self.norm.describe(&join(&encoder, "ln"), &y[1..], rows);
+        self.head.describe(&join(prefix, "heads.head"), &y, rows)
+    }
+
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {
         parameter(f, prefix, "class_token", &mut self.class_token, Layout::Plain, false);
         self.patches.visit(&join(prefix, "conv_proj"), f);
@@ -181,7 +194,7 @@ impl Module for ViT {
     }
 }
 
-impl Layer {
+impl EncoderLayer {
     fn new(init: &mut Init, spec: &Spec, first: First, index: usize) -> Result<Self> {
         let width = spec.width;
         // Stream 0 is the embeddings' dropout.
@@ -202,7 +215,7 @@ impl Layer {
     }
 }
 
-impl Module for Layer {
+impl Module for EncoderLayer {
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         let y = self.attention.forward(&self.norm1.forward(x, mode)?, mode)?;
         let x = self.depths[0].add(&self.dropouts[0].forward(&y, mode)?, x, mode)?;
@@ -210,6 +223,14 @@ impl Module for Layer {
         let y = self.dropouts[1].forward(&ops::gelu(&y)?, mode)?;
         let y = self.dropouts[2].forward(&self.out.forward(&y, mode)?, mode)?;
         self.depths[1].add(&y, &x, mode)
+    }
+
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        let y = self.norm1.describe(&join(prefix, "ln_1"), input, rows);
+        let y = self.attention.describe(&join(prefix, "self_attention"), &y, rows);
+        let y = self.norm2.describe(&join(prefix, "ln_2"), &y, rows);
+        let y = self.hidden.describe(&join(prefix, "mlp.0"), &y, rows);
+        self.out.describe(&join(prefix, "mlp.3"), &y, rows)
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

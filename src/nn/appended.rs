@@ -1,7 +1,7 @@
 //! Attention as a residual branch.
 
 use super::{
-    Attention, AttentionConfig, BatchNorm, Conv, Init, Mode, Module, Slot, conv_norm, join,
+    Attention, AttentionConfig, BatchNorm, Conv, Init, Layer, Mode, Module, Slot, conv_norm, join,
 };
 use crate::error::Result;
 use crate::ops::Activation;
@@ -33,6 +33,12 @@ impl Appended {
 impl Module for Appended {
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         conv_norm(&self.proj, &self.norm, &self.attention.forward(x, mode)?, Some(x), mode)
+    }
+
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        let y = self.attention.describe(prefix, input, rows);
+        let y = self.proj.describe(&join(prefix, "proj"), &y, rows);
+        self.norm.describe(&join(prefix, "norm"), &y, rows)
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

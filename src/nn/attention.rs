@@ -1,6 +1,6 @@
 //! Self-attention over an image, with its projections.
 
-use super::{Conv, Init, Mode, Module, Slot, join, parameter};
+use super::{Conv, Init, Layer, Mode, Module, Slot, join, parameter, product};
 use crate::error::{Error, Result};
 use crate::ops::case::Layout;
 use crate::ops::{self, Border, GlobalAttention, LocalAttention};
@@ -89,6 +89,24 @@ impl AttentionConfig {
             }
         };
         y.reshape(&[n, h, w, c])
+    }
+}
+
+impl AttentionConfig {
+    /// The row of the attention itself, without projections, in a layer table.
+    pub(super) fn describe(&self, prefix: &str, input: &[usize], parameters: usize) -> Layer {
+        let (h, w) = (input.first().copied().unwrap_or(1), input.get(1).copied().unwrap_or(1));
+        let (what, keys) = match self.reach {
+            Reach::Global { .. } => ("global attention".to_string(), h * w),
+            Reach::Local { window: (kh, kw), .. } => {
+                (format!("{kh}x{kw} local attention"), kh * kw)
+            }
+        };
+        let heads = if self.heads == 1 { "1 head".into() } else { format!("{} heads", self.heads) };
+        let kind = format!("{what}, {heads}");
+        let layer = Layer::new(prefix, kind, &[h, w, self.channels], parameters);
+        let pairs = product(&[self.heads, h, w, keys]);
+        Layer { pairs, ..layer }.with_flop(4.0 * pairs * self.head_channels() as f64)
     }
 }
 
@@ -203,6 +221,15 @@ impl Module for Attention {
         let (q, k, v) = (project(&self.q)?, project(&self.k)?, project(&self.v)?);
         let rel = self.rel.as_ref().map(Positions::rows).transpose()?;
         self.config.attend([&q, &k, &v], rel.as_ref())
+    }
+
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        for (name, conv) in [("q", &self.q), ("k", &self.k), ("v", &self.v)] {
+            conv.describe(&join(prefix, name), input, rows);
+        }
+        let tables = self.rel.as_ref().map_or(0, |rel| rel.rel_h.numel() + rel.rel_w.numel());
+        rows.push(self.config.describe(prefix, input, tables));
+        input.to_vec()
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

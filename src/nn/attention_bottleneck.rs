@@ -1,8 +1,8 @@
 //! Attention between two embeddings of its channels.
 
 use super::{
-    Attention, AttentionConfig, BatchNorm, Conv, ConvNorm, Init, Mode, Module, Slot, conv_norm,
-    join,
+    Attention, AttentionConfig, BatchNorm, Conv, ConvNorm, Init, Layer, Mode, Module, Slot,
+    conv_norm, join,
 };
 use crate::error::Result;
 use crate::ops::Activation;
@@ -40,6 +40,14 @@ impl Module for AttentionBottleneck {
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         let y = self.attention.forward(&self.reduce.forward(x, mode)?, mode)?;
         conv_norm(&self.expand, &self.norm, &self.inner.forward(&y, mode)?, Some(x), mode)
+    }
+
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        let y = self.reduce.describe(prefix, input, rows);
+        let y = self.attention.describe(prefix, &y, rows);
+        let y = self.inner.describe(&join(prefix, "norm2"), &y, rows);
+        let y = self.expand.describe(&join(prefix, "expand"), &y, rows);
+        self.norm.describe(&join(prefix, "norm3"), &y, rows)
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

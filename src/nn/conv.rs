@@ -1,6 +1,6 @@
 //! Convolution.
 
-use super::{Init, Mode, Module, Slot, parameter};
+use super::{Init, Layer, Mode, Module, Slot, parameter, product};
 use crate::error::Result;
 use crate::ops::case::Layout;
 use crate::ops::{self, Conv2d};
@@ -72,6 +72,23 @@ impl Conv {
 impl Module for Conv {
     fn forward(&self, x: &Tensor, _: &Mode) -> Result<Tensor> {
         ops::conv2d(x, &ops::cast(&self.weight, x.dtype())?, self.bias.as_ref(), self.opt)
+    }
+
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        let &[o, kh, kw, per_group] = self.weight.shape() else { return input.to_vec() };
+        let side = |axis: usize, kernel: usize, padding: usize, stride: usize| {
+            (input.get(axis).copied().unwrap_or(1) + 2 * padding).saturating_sub(kernel) / stride
+                + 1
+        };
+        let Conv2d { stride, padding, groups, .. } = self.opt;
+        let output = [side(0, kh, padding.0, stride.0), side(1, kw, padding.1, stride.1), o];
+        let name = if groups > 1 { "depthwise" } else { "conv" };
+        let step = if stride.0 > 1 { format!(" /{}", stride.0) } else { String::new() };
+        let parameters = self.weight.numel() + self.bias.as_ref().map_or(0, Tensor::numel);
+        let flop = 2.0 * product(&output) * product(&[kh, kw, per_group]);
+        let kind = format!("{name} {kh}x{kw}{step}");
+        rows.push(Layer::new(prefix, kind, &output, parameters).with_flop(flop));
+        output.to_vec()
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

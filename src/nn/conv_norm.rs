@@ -1,6 +1,6 @@
 //! A convolution and the batch norm that follows it.
 
-use super::{BatchNorm, Conv, Init, Mode, Module, Slot, conv_norm, join};
+use super::{BatchNorm, Conv, Init, Layer, Mode, Module, Slot, conv_norm, join};
 use crate::error::Result;
 use crate::ops::Activation;
 use crate::tensor::Tensor;
@@ -44,6 +44,15 @@ impl ConvNorm {
 impl Module for ConvNorm {
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         self.forward_residual(x, None, mode)
+    }
+
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        let output = self.conv.describe(&join(prefix, self.names[0]), input, rows);
+        if let Some(row) = rows.last_mut() {
+            row.kind += &format!(", {}", self.norm.kind());
+            row.parameters += self.norm.parameters();
+        }
+        output
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

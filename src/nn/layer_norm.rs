@@ -1,6 +1,6 @@
 //! Layer norm.
 
-use super::{Init, Mode, Module, Slot, parameter};
+use super::{Init, Layer, Mode, Module, Slot, parameter};
 use crate::error::Result;
 use crate::ops;
 use crate::ops::case::Layout;
@@ -27,6 +27,11 @@ impl LayerNorm {
 impl Module for LayerNorm {
     fn forward(&self, x: &Tensor, _: &Mode) -> Result<Tensor> {
         ops::layer_norm(x, &self.weight, &self.bias, self.opt)
+    }
+
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        rows.push(Layer::new(prefix, "layer norm", input, 2 * self.weight.numel()));
+        input.to_vec()
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

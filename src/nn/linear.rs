@@ -1,6 +1,6 @@
 //! A fully connected layer.
 
-use super::{Init, Mode, Module, Slot, parameter};
+use super::{Init, Layer, Mode, Module, Slot, parameter, product};
 use crate::error::Result;
 use crate::ops;
 use crate::ops::case::Layout;
@@ -33,6 +33,17 @@ impl Linear {
 impl Module for Linear {
     fn forward(&self, x: &Tensor, _: &Mode) -> Result<Tensor> {
         ops::linear(x, &ops::cast(&self.weight, x.dtype())?, Some(&self.bias))
+    }
+
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        let mut output = input.to_vec();
+        if let Some(last) = output.last_mut() {
+            *last = self.bias.numel();
+        }
+        let parameters = self.weight.numel() + self.bias.numel();
+        let flop = 2.0 * product(input) * self.bias.numel() as f64;
+        rows.push(Layer::new(prefix, "linear", &output, parameters).with_flop(flop));
+        output
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

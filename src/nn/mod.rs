@@ -9,6 +9,7 @@ mod attention;
 mod attention_bottleneck;
 mod conv;
 mod conv_norm;
+mod describe;
 mod drop;
 mod init;
 mod layer_norm;
@@ -25,6 +26,8 @@ pub use attention::{Attention, AttentionConfig, Reach, Tables};
 pub use attention_bottleneck::AttentionBottleneck;
 pub use conv::Conv;
 pub use conv_norm::ConvNorm;
+pub use describe::Layer;
+pub(crate) use describe::product;
 pub use drop::{Dropout, StochasticDepth};
 pub use init::Init;
 pub use layer_norm::LayerNorm;
@@ -54,6 +57,14 @@ pub trait Module: Send + Sync {
     /// Calls `f` on everything the module owns, in a fixed order. Names begin with `prefix` and a dot, or have no
     /// prefix where it is empty.
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>));
+
+    /// Adds its layers to `rows`, in the order of the data, for an input of shape `input` (of one image: H, W, C of a map, T, C of
+    /// tokens, or C), and returns its output's shape. Names begin with `prefix`, as in [`Module::visit`]. A module that does not say
+    /// adds none and keeps the shape.
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        let _ = (prefix, rows);
+        input.to_vec()
+    }
 }
 
 /// What a forward pass is for.

@@ -1,6 +1,6 @@
 //! Non-local blocks, of the whole map or of a window.
 
-use super::{AttentionConfig, BatchNorm, Conv, Init, Mode, Module, Slot, join};
+use super::{AttentionConfig, BatchNorm, Conv, Init, Layer, Mode, Module, Slot, join};
 use crate::error::Result;
 use crate::ops::Activation;
 use crate::tensor::Tensor;
@@ -46,6 +46,17 @@ impl Module for NonLocal {
         let (theta, phi, g) = (embed(&self.theta)?, embed(&self.phi)?, embed(&self.g)?);
         let y = self.config.attend([&theta, &phi, &g], None)?;
         self.norm.forward_residual(&self.proj.forward(&y, mode)?, Some(x), mode)
+    }
+
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        for (name, conv) in [("theta", &self.theta), ("phi", &self.phi), ("g", &self.g)] {
+            conv.describe(&join(prefix, name), input, rows);
+        }
+        let attention = self.config.describe(prefix, input, 0);
+        let y = attention.output.clone();
+        rows.push(attention);
+        let y = self.proj.describe(&join(prefix, "proj"), &y, rows);
+        self.norm.describe(&join(prefix, "norm"), &y, rows)
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

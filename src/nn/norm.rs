@@ -1,6 +1,6 @@
 //! Batch norm, fused with what follows it and with the convolution before it.
 
-use super::{Conv, Counter, Init, Mode, Module, Slot, Value, join, parameter};
+use super::{Conv, Counter, Init, Layer, Mode, Module, Slot, Value, join, parameter};
 use crate::error::Result;
 use crate::ops::case::Layout;
 use crate::ops::{self, Activation};
@@ -100,9 +100,30 @@ pub fn conv_norm(
     Ok(y)
 }
 
+impl BatchNorm {
+    /// What it does, in words: `norm, relu`.
+    pub(super) fn kind(&self) -> &'static str {
+        match self.act {
+            Activation::None => "norm",
+            Activation::Relu => "norm, relu",
+            Activation::Silu => "norm, silu",
+        }
+    }
+
+    /// Learned numbers.
+    pub(super) fn parameters(&self) -> usize {
+        2 * self.weight.numel()
+    }
+}
+
 impl Module for BatchNorm {
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         self.forward_residual(x, None, mode)
+    }
+
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        rows.push(Layer::new(prefix, self.kind(), input, self.parameters()));
+        input.to_vec()
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

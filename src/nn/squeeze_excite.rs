@@ -1,6 +1,6 @@
 //! Squeeze-excite.
 
-use super::{Init, Mode, Module, Slot, join, parameter};
+use super::{Init, Layer, Mode, Module, Slot, join, parameter, product};
 use crate::error::Result;
 use crate::ops;
 use crate::ops::case::Layout;
@@ -33,6 +33,13 @@ impl Module for SqueezeExcite {
         let (c, s) = (self.fc2.1.numel(), self.fc1.1.numel());
         let (w1, w2) = (self.fc1.0.reshape(&[s, c])?, self.fc2.0.reshape(&[c, s])?);
         ops::squeeze_excite(x, &w1, &self.fc1.1, &w2, &self.fc2.1)
+    }
+
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        let (c, s) = (self.fc2.1.numel(), self.fc1.1.numel());
+        let layer = Layer::new(prefix, format!("squeeze-excite to {s}"), input, 2 * c * s + c + s);
+        rows.push(layer.with_flop(4.0 * product(&[c, s])));
+        input.to_vec()
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

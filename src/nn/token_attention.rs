@@ -1,6 +1,6 @@
 //! Self-attention of tokens, with PyTorch's names.
 
-use super::{Init, Linear, Mode, Module, Slot, join, parameter};
+use super::{Init, Layer, Linear, Mode, Module, Slot, join, parameter, product};
 use crate::error::{Error, Result};
 use crate::ops::case::Layout;
 use crate::ops::{self, GlobalAttention};
@@ -44,6 +44,18 @@ impl Module for TokenAttention {
         let (q, k, v) = (project(0)?, project(1)?, project(2)?);
         let y = ops::global_attention(&q, &k, &v, GlobalAttention::default())?;
         self.out.forward(&y.reshape(&[n, t, c])?, mode)
+    }
+
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        let (c, t) = (self.bias.numel() / 3, input.first().copied().unwrap_or(1));
+        let parameters = self.weight.numel() + self.bias.numel();
+        let projection = Layer::new(&join(prefix, "in_proj"), "q, k, v", &[t, 3 * c], parameters);
+        rows.push(projection.with_flop(2.0 * product(&[t, c, 3 * c])));
+        let kind = format!("global attention, {} heads", self.heads);
+        let pairs = product(&[self.heads, t, t]);
+        let attention = Layer { pairs, ..Layer::new(prefix, kind, input, 0) };
+        rows.push(attention.with_flop(4.0 * product(&[t, t, c])));
+        self.out.describe(&join(prefix, "out_proj"), input, rows)
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

@@ -88,8 +88,8 @@ CASES |= {
         training=True, batch=3, image=(13, 10), num_classes=4, steps=THREE_STEPS,
     ),
     "model_efficientnet_b0": lambda: model_case(
-        "efficientnet_b0:w8,stages=3", lambda k: EfficientNet("efficientnet_b0", k, 8, stages=3),
-        training=True, batch=3, image=(32, 26), num_classes=4, steps=THREE_STEPS,
+        "efficientnet_b0:w8,stages=2", lambda k: EfficientNet("efficientnet_b0", k, 8, stages=2),
+        training=True, batch=3, image=(18, 13), num_classes=4, steps=THREE_STEPS,
     ),
     "model_efficientnet_b0_ela_bottleneck": lambda: model_case(
         "efficientnet_b0:w8,stages=2+ela-bottleneck3@2.0:heads=2",

@@ -173,6 +173,11 @@ impl Backbone {
         }
     }
 
+    /// Pixels of the side of a transformer's patches.
+    pub const fn patch(self) -> usize {
+        16
+    }
+
     /// Heads of a transformer's blocks.
     pub const fn heads(self) -> usize {
         self.width() / 64

@@ -105,7 +105,7 @@ impl Spec {
             stem: Stem::Large,
             depth: 12,
             heads: None,
-            patch: 16,
+            patch: backbone.patch(),
             dropout: backbone.dropout(),
             stochastic_depth: backbone.stochastic_depth(),
             attention: Vec::new(),
