@@ -20,6 +20,8 @@ pub(crate) struct Node {
     inputs: Vec<Tensor>,
     /// Taken by the first backward, so that what it saved is freed as the walk goes on.
     backward: Mutex<Option<Backward>>,
+    /// One of several outputs: its gradient is kept for the walk's visit to the one input, which stands for all of them.
+    part: bool,
 }
 
 thread_local! {
@@ -59,7 +61,41 @@ pub fn record(
         op,
         inputs: inputs.iter().map(|t| (*t).clone()).collect(),
         backward: Mutex::new(Some(Box::new(backward))),
+        part: false,
     }))
+}
+
+/// As [`record`], for an op with several outputs: `backward(dys, needs)` gets all their gradients together, `None` for an output that
+/// nothing was made of.
+pub fn record_all(
+    op: &'static str,
+    inputs: &[&Tensor],
+    outputs: Vec<Tensor>,
+    backward: impl FnOnce(Vec<Option<Tensor>>, &[bool]) -> Result<Vec<Option<Tensor>>> + Send + 'static,
+) -> Vec<Tensor> {
+    let Some(first) = outputs.first().filter(|_| is_recording(inputs)) else {
+        return outputs;
+    };
+    let grads = Arc::new(Mutex::new(vec![None; outputs.len()]));
+    let all = grads.clone();
+    // Older than the outputs and newer than the inputs, so the walk comes to it when it has left the last output.
+    let joint = record(op, inputs, first.detach(), move |_, needs| {
+        backward(std::mem::take(&mut *all.lock().unwrap_or_else(PoisonError::into_inner)), needs)
+    });
+    let part = |(i, y): (usize, Tensor)| {
+        let grads = grads.clone();
+        let keep = move |dy: &Tensor, _: &[bool]| {
+            grads.lock().unwrap_or_else(PoisonError::into_inner)[i] = Some(dy.detach());
+            Ok(Vec::new())
+        };
+        y.with_node(Arc::new(Node {
+            op,
+            inputs: vec![joint.clone()],
+            backward: Mutex::new(Some(Box::new(keep))),
+            part: true,
+        }))
+    };
+    outputs.into_iter().enumerate().map(part).collect()
 }
 
 /// The gradients of the leaves, after a backward.
@@ -110,6 +146,12 @@ impl Tensor {
                 leaves.0.insert(id, grad);
                 continue;
             };
+            if node.part {
+                node.take()?(&grad, &[])?;
+                let joint = &node.inputs[0];
+                pending.entry(joint.id()).or_insert((joint.clone(), grad));
+                continue;
+            }
             for (input, grad) in node.inputs.iter().zip(node.step(&grad)?) {
                 let Some(grad) = grad.filter(|_| input.wants_grad()) else { continue };
                 let sum = match pending.remove(&input.id()) {
@@ -124,14 +166,18 @@ impl Tensor {
 }
 
 impl Node {
-    fn step(&self, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn take(&self) -> Result<Backward> {
         let backward = self.backward.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let backward = backward.ok_or_else(|| {
+        backward.ok_or_else(|| {
             Error::Autograd(format!(
                 "{}: this part of the tape was used by an earlier backward",
                 self.op
             ))
-        })?;
+        })
+    }
+
+    fn step(&self, dy: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        let backward = self.take()?;
         let needs: Vec<bool> = self.inputs.iter().map(Tensor::wants_grad).collect();
         let grads = no_grad(|| backward(dy, &needs))?;
         for (i, (input, need)) in self.inputs.iter().zip(&needs).enumerate() {

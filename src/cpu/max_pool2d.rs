@@ -92,7 +92,7 @@ struct Window<'a> {
 
 /// The taps of a window of `kernel` at `out * stride - padding` that lie in `0..size`.
 #[inline(always)]
-fn taps(out: u32, stride: u32, padding: u32, kernel: u32, size: u32) -> Range<u32> {
+pub(super) fn taps(out: u32, stride: u32, padding: u32, kernel: u32, size: u32) -> Range<u32> {
     let start = out * stride;
     padding.saturating_sub(start)..kernel.min(size + padding - start)
 }
@@ -157,7 +157,7 @@ struct Pixel<'a> {
 
 /// The windows along one axis that cover position `at`.
 #[inline(always)]
-fn covering(at: u32, stride: u32, padding: u32, kernel: u32, out: u32) -> Range<u32> {
+pub(super) fn covering(at: u32, stride: u32, padding: u32, kernel: u32, out: u32) -> Range<u32> {
     let end = at + padding;
     (end + 1).saturating_sub(kernel).div_ceil(stride)..(end / stride + 1).min(out)
 }

@@ -5,6 +5,7 @@
 //! taken in a fixed order.
 
 pub(crate) mod attention_rows;
+pub(crate) mod avg_pool2d;
 pub(crate) mod batch_norm;
 pub(crate) mod cast;
 pub(crate) mod conv2d;
@@ -27,6 +28,10 @@ pub(crate) mod reduce;
 pub(crate) mod rows;
 pub(crate) mod simd;
 pub(crate) mod softmax;
+pub(crate) mod split_rows;
+pub(crate) mod squeeze_excite;
+pub(crate) mod stochastic_depth;
 pub(crate) mod tensor_cores;
 pub(crate) mod threads;
+pub(crate) mod tokens;
 pub(crate) mod vmath;

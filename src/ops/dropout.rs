@@ -53,10 +53,7 @@ static APPLY: Kernel = Kernel {
 /// [`Error::Shape`] for a tensor of u32 or a probability outside `0 <= p < 1`.
 pub fn dropout(x: &Tensor, probability: f32, stream: Philox) -> Result<Tensor> {
     require_float(OP, "x", x)?;
-    if !(0.0..1.0).contains(&probability) {
-        let message = format!("the probability must be at least 0 and below 1, not {probability}");
-        return Err(Error::shape(OP, message));
-    }
+    check_probability(OP, probability)?;
     if probability == 0.0 {
         return Ok(x.clone());
     }
@@ -73,7 +70,16 @@ pub fn dropout(x: &Tensor, probability: f32, stream: Philox) -> Result<Tensor> {
     Ok(tape::record(OP, &[x], y, move |dy, _| Ok(vec![Some(apply(&p, dy)?)])))
 }
 
-fn threshold(probability: f32) -> u32 {
+pub(super) fn check_probability(op: &'static str, probability: f32) -> Result<()> {
+    if (0.0..1.0).contains(&probability) {
+        return Ok(());
+    }
+    let message = format!("the probability must be at least 0 and below 1, not {probability}");
+    Err(Error::shape(op, message))
+}
+
+/// Random words below this drop.
+pub(super) fn threshold(probability: f32) -> u32 {
     (f64::from(probability) * 4_294_967_296.0) as u32
 }
 
@@ -83,7 +89,8 @@ fn apply(p: &DropoutParams, x: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-fn options(attrs: &Attrs) -> Result<(f32, Philox)> {
+/// Probability and stream of a case.
+pub(super) fn options(attrs: &Attrs) -> Result<(f32, Philox)> {
     let stream = Philox {
         seed: attrs.usize("seed", 0)? as u64,
         step: attrs.usize("step", 0)? as u32,

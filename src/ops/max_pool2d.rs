@@ -123,24 +123,31 @@ pub fn max_pool2d(x: &Tensor, opt: MaxPool2d) -> Result<Tensor> {
     }))
 }
 
+/// How many windows stand along an axis of `size` pixels.
+pub(super) fn windows(
+    op: &'static str,
+    name: &str,
+    size: usize,
+    [kernel, stride, padding]: [usize; 3],
+) -> Result<usize> {
+    let fail = |what: String| Err(Error::shape(op, format!("along {name}: {what}")));
+    if kernel == 0 || stride == 0 {
+        return fail(format!("kernel {kernel} and stride {stride} must be at least 1"));
+    }
+    if padding > kernel / 2 {
+        return fail(format!("padding {padding} is more than half of kernel {kernel}"));
+    }
+    if size + 2 * padding < kernel {
+        return fail(format!("kernel {kernel} does not fit {size} pixels with padding {padding}"));
+    }
+    Ok((size + 2 * padding - kernel) / stride + 1)
+}
+
 fn check(x: &Tensor, opt: MaxPool2d) -> Result<MaxPool2dParams> {
     require_float(OP, "x", x)?;
     let [n, h, w, c] = x.dims(OP, "x")?;
-    let axis = |name: &str, size: usize, kernel: usize, stride: usize, padding: usize| {
-        let fail = |what: String| Err(Error::shape(OP, format!("along {name}: {what}")));
-        if kernel == 0 || stride == 0 {
-            return fail(format!("kernel {kernel} and stride {stride} must be at least 1"));
-        }
-        if padding > kernel / 2 {
-            return fail(format!("padding {padding} is more than half of kernel {kernel}"));
-        }
-        if size + 2 * padding < kernel {
-            return fail(format!(
-                "kernel {kernel} does not fit {size} pixels with padding {padding}"
-            ));
-        }
-        Ok((size + 2 * padding - kernel) / stride + 1)
-    };
+    let axis =
+        |name, size, kernel, stride, padding| windows(OP, name, size, [kernel, stride, padding]);
     let oh = axis("H", h, opt.kernel.0, opt.stride.0, opt.padding.0)?;
     let ow = axis("W", w, opt.kernel.1, opt.stride.1, opt.padding.1)?;
     let wide = opt.kernel.0 * opt.kernel.1 > 256;

@@ -3,6 +3,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod attention_rows;
+pub(crate) mod avg_pool2d;
 pub(crate) mod batch_norm;
 pub mod case;
 pub(crate) mod cast;
@@ -22,8 +23,13 @@ pub(crate) mod max_pool2d;
 pub(crate) mod optim_step;
 pub(crate) mod reduce;
 pub(crate) mod softmax;
+pub(crate) mod split_rows;
+pub(crate) mod squeeze_excite;
+pub(crate) mod stochastic_depth;
 pub(crate) mod tensor_cores;
+pub(crate) mod tokens;
 
+pub use avg_pool2d::{AvgPool2d, avg_pool2d};
 pub use batch_norm::{Activation, BatchNorm, batch_norm};
 pub use cast::cast;
 pub use conv_block::{ConvBlock, ConvBlockNorm, conv_block};
@@ -39,6 +45,10 @@ pub use local_attention::{Border, LocalAttention, MAX_WINDOW, local_attention};
 pub use max_pool2d::{MaxPool2d, max_pool2d};
 pub use optim_step::{AdamW, Sgd, adamw_step, sgd_step};
 pub use softmax::softmax;
+pub use split_rows::split_rows;
+pub use squeeze_excite::squeeze_excite;
+pub use stochastic_depth::stochastic_depth;
+pub use tokens::{embed_tokens, first_token};
 
 use case::OpSpec;
 
@@ -62,10 +72,16 @@ pub fn specs() -> Vec<&'static OpSpec> {
         &conv_block::SPEC,
         &layer_norm::SPEC,
         &max_pool2d::SPEC,
+        &avg_pool2d::SPEC,
         &global_avg_pool::SPEC,
+        &squeeze_excite::SPEC,
+        &tokens::EMBED,
+        &tokens::FIRST,
+        &split_rows::SPEC,
         &softmax::SPEC,
         &cross_entropy::SPEC,
         &dropout::SPEC,
+        &stochastic_depth::SPEC,
         &optim_step::SGD_SPEC,
         &optim_step::ADAMW_SPEC,
     ]
