@@ -7,10 +7,12 @@
 pub(crate) mod attention_rows;
 pub(crate) mod batch_norm;
 pub(crate) mod cast;
+pub(crate) mod clip_grad_norm;
 pub(crate) mod conv2d;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
+pub(crate) mod ema_step;
 pub(crate) mod fill;
 pub(crate) mod gemm;
 pub(crate) mod global_attention;
