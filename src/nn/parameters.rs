@@ -122,6 +122,11 @@ impl Parameters {
         &self.values.data
     }
 
+    /// All running statistics, flat; `None` for a model without batch norms.
+    pub fn statistics(&self) -> Option<&Tensor> {
+        self.statistics.as_ref().map(|flat| &flat.data)
+    }
+
     /// Their gradients as of the last [`Parameters::gather`], laid out as [`Parameters::values`].
     pub fn gradients(&self) -> &Tensor {
         &self.gradients

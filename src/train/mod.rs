@@ -25,10 +25,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 pub mod checkpoint;
+mod ema;
 pub mod evaluate;
 pub mod events;
 pub mod images;
 pub mod log;
+pub mod loss_scale;
 pub mod metrics;
 mod optim;
 pub mod plots;
