@@ -12,12 +12,15 @@
 //! ```
 
 mod case;
+mod freeze;
 mod parts;
+mod pretrained;
 mod resnet;
 pub mod spec;
 
 pub use case::{CaseResult, run_case};
 pub use parts::{PartCount, count_parts};
+pub use pretrained::Loaded;
 pub use resnet::ResNet;
 pub use spec::Spec;
 

@@ -46,7 +46,7 @@ impl BatchNorm {
         })
     }
 
-    /// `act(bn(x) + residual)`.
+    /// `act(bn(x) + residual)`. A norm that is frozen ([`super::Parameters::freeze`]) takes its running statistics in training too.
     ///
     /// # Errors
     /// As [`ops::batch_norm`].
@@ -56,10 +56,11 @@ impl BatchNorm {
         residual: Option<&Tensor>,
         mode: &Mode,
     ) -> Result<Tensor> {
-        let opt = ops::BatchNorm { training: mode.training, act: self.act, ..Default::default() };
+        let training = mode.training && !self.batches.is_frozen();
+        let opt = ops::BatchNorm { training, act: self.act, ..Default::default() };
         let (mean, var) = (&self.running_mean, &self.running_var);
         let y = ops::batch_norm(x, &self.weight, &self.bias, mean, var, residual, opt)?;
-        if mode.training {
+        if training {
             self.batches.increment();
         }
         Ok(y)

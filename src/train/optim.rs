@@ -11,6 +11,8 @@ use crate::{Error, Result, Tensor};
 /// SGD with momentum or AdamW over all parameters of a model at once.
 pub struct Optimizer {
     settings: config::Optim,
+    /// Where weight decay applies, and 0 for frozen parameters; `None` where it applies to all.
+    mask: Option<Tensor>,
     /// Named state tensors, laid out as the flat parameters: `momentum`, or `mean` and `square`.
     state: Vec<(&'static str, Tensor)>,
 }
@@ -26,7 +28,11 @@ impl Optimizer {
         let zeros =
             |name: &&'static str| Ok((*name, Tensor::zeros(values.device(), values.shape())?));
         let state = names.iter().map(zeros).collect::<Result<_>>()?;
-        Ok(Self { settings: settings.clone(), state })
+        let mask = match settings.decay_norm_and_bias {
+            true => parameters.trained_mask()?,
+            false => Some(parameters.decay_mask().clone()),
+        };
+        Ok(Self { settings: settings.clone(), mask, state })
     }
 
     /// Changes the parameters by one step along their gathered gradients, as `control` ([`crate::ops::clip_grad_norm()`]) says where
@@ -39,8 +45,7 @@ impl Optimizer {
         step: u64,
     ) -> Result<()> {
         let (values, gradients) = (parameters.values(), parameters.gradients());
-        let mask = (!self.settings.decay_norm_and_bias).then(|| parameters.decay_mask());
-        let guide = Guide { mask, control };
+        let guide = Guide { mask: self.mask.as_ref(), control };
         let (lr, weight_decay) = (lr as f32, self.settings.weight_decay as f32);
         match self.settings.name {
             OptimName::Sgd => {

@@ -80,7 +80,10 @@ impl Parts {
         };
         let classes = images::num_classes(config, &images.dataset)?;
         let size = config.data.img_size;
-        let model = Model::build(&spec, classes, (size, size), &device, config.train.seed)?;
+        let mut model = Model::build(&spec, classes, (size, size), &device, config.train.seed)?;
+        if !config.train.freeze.is_empty() {
+            model.freeze(&config.train.freeze)?;
+        }
         Ok(Self { device, images, model })
     }
 
@@ -90,9 +93,20 @@ impl Parts {
             return Ok(());
         }
         let weights = safetensors::read(&config.model.pretrained)?;
-        let how = Load::Pretrained { drop_head: config.model.drop_head };
-        let differences = self.model.load(&weights, how)?;
-        progress.line(&format!("weights   {}", config.model.pretrained));
+        let loaded = self.model.load_pretrained(&weights, config.model.drop_head)?;
+        progress.line(&format!(
+            "weights   {}: {} arrays taken over{}",
+            config.model.pretrained,
+            loaded.taken,
+            match &*loaded.prefixes {
+                [] => String::new(),
+                prefixes => format!(", without the prefix {}", prefixes.join(" ")),
+            }
+        ));
+        if let Some(why) = &loaded.new_head {
+            progress.line(&format!("          the classifier starts anew: {why}"));
+        }
+        let differences = &loaded.differences;
         for (what, names) in
             [("new in the model", &differences.missing), ("left out", &differences.unexpected)]
         {
