@@ -34,16 +34,20 @@ pub mod loss_scale;
 pub mod metrics;
 mod optim;
 pub mod plots;
+mod predict;
 mod progress;
 pub mod run_dir;
 pub mod schedule;
 mod score;
 mod session;
+mod trained;
 
 pub use evaluate::PartMetrics;
 pub use optim::Optimizer;
+pub use predict::{Predict, Predicted};
 pub use progress::{Progress, Work};
 pub use score::{Score, Scored};
+pub use trained::Trained;
 
 use crate::config::{Config, Precision};
 use crate::data::Format;
@@ -231,6 +235,11 @@ impl Summary {
         progress.line("Next:");
         progress
             .line(&format!("  score other images   {program} eval --checkpoint {dir} --data PATH"));
+        progress
+            .line(&format!("  name other images    {program} predict --checkpoint {dir} PICTURES"));
+        progress.line(&format!(
+            "  take it elsewhere    {program} export --checkpoint {dir} --out model.safetensors"
+        ));
         progress.line(&format!(
             "  train on             {program} train --resume {dir} --epochs {}",
             self.epochs + 5

@@ -15,6 +15,7 @@ use super::plots;
 use super::progress::{Progress, Work};
 use super::run_dir;
 use super::schedule::Schedule;
+use super::trained;
 use crate::config::{Config, Precision};
 use crate::data::{Batch, Loader, Part};
 use crate::io::safetensors;
@@ -383,7 +384,7 @@ impl Session {
         let name = format!("{name:?}").to_lowercase();
         self.state.schedule = ScheduleState { name, step, lr: self.schedule.lr(step) };
         self.state.random = RandomState { step: step + 1, ..self.state.random.clone() };
-        let weights = self.model.state()?;
+        let mut weights = self.model.state()?;
         if let Some((bad, _)) =
             weights.arrays.iter().find(|(_, a)| a.to_f32().iter().any(|x| !x.is_finite()))
         {
@@ -392,8 +393,11 @@ impl Session {
             );
             return Err(Error::Training(message));
         }
+        let mut average = self.ema.as_ref().map(|ema| ema.state(&self.model)).transpose()?;
+        for dict in [&mut weights].into_iter().chain(&mut average) {
+            trained::describe(dict, &self.state.classes, (self.state.mean, self.state.std));
+        }
         let weights = safetensors::to_bytes(&weights);
-        let average = self.ema.as_ref().map(|ema| ema.state(&self.model)).transpose()?;
         let average = average.as_ref().map(safetensors::to_bytes);
         let optimizer = safetensors::to_bytes(&self.optimizer.save(self.model.parameters())?);
         let (state, config) = (self.state.to_json(), self.config.to_toml());
