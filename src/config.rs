@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 
 mod layers;
 pub use layers::{Layers, Setting};
@@ -156,6 +156,36 @@ pub struct Train {
     pub max_steps: u64,
     /// Also save `last/` every so many steps inside an epoch; 0 saves at the end of each epoch only.
     pub checkpoint_every: u64,
+    /// How activations are stored. Weights, their gradients, statistics and the loss are f32 whatever it is.
+    pub precision: Precision,
+    /// Decay of a moving average of the weights, which is then what is validated and kept as the best; 0 for none.
+    pub ema: f64,
+    /// Parameters that are not trained: patterns of their names such as `layer1.*`, or `backbone` for all but the classifier.
+    pub freeze: Vec<String>,
+}
+
+/// How the activations of a run are stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Half precision: 11 significant bits, at most 65,504; training scales the loss so that small gradients do not vanish.
+    F16,
+    /// bfloat16: 8 significant bits, the range of f32.
+    Bf16,
+}
+
+impl Precision {
+    /// The tensors' type.
+    pub const fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
 }
 
 /// `[optim]`: the optimiser.
@@ -178,6 +208,8 @@ pub struct Optim {
     pub weight_decay: f64,
     /// Decay biases and norm parameters too; timm and this default leave one-dimensional parameters out.
     pub decay_norm_and_bias: bool,
+    /// Largest norm of all gradients together; longer ones are scaled down to it. 0 for no limit.
+    pub clip_grad: f64,
 }
 
 /// The optimisers.
@@ -278,6 +310,9 @@ impl Default for Train {
             label_smoothing: 0.0,
             max_steps: 0,
             checkpoint_every: 0,
+            precision: Precision::F32,
+            ema: 0.0,
+            freeze: Vec::new(),
         }
     }
 }
@@ -293,6 +328,7 @@ impl Default for Optim {
             eps: 1e-8,
             weight_decay: 0.02,
             decay_norm_and_bias: false,
+            clip_grad: 0.0,
         }
     }
 }
@@ -323,6 +359,9 @@ pub const MAY_CHANGE_ON_RESUME: [&str; 9] = [
     "output.dir",
 ];
 
+/// Keys that the first runs did not have.
+const ADDED_LATER: [&str; 4] = ["train.precision", "train.ema", "train.freeze", "optim.clip_grad"];
+
 impl Config {
     /// Reads a config file over the defaults. Errors (exit code 2) name file and line.
     pub fn load(path: &Path) -> Result<Self> {
@@ -342,6 +381,13 @@ impl Config {
         for key in MAY_CHANGE_ON_RESUME {
             layers::remove(&mut table, key);
         }
+        // Runs that were begun before these keys existed go on with them at their defaults.
+        let default = layers::table_of(&Self::default());
+        for key in ADDED_LATER {
+            if layers::get(&table, key) == layers::get(&default, key) {
+                layers::remove(&mut table, key);
+            }
+        }
         let text = toml::to_string(&table).expect("a table taken from a config is valid TOML");
         Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -360,7 +406,7 @@ impl Config {
         let fraction = |v: f64| (0.0..1.0).contains(&v);
         let probability = |v: f64| (0.0..=1.0).contains(&v);
         let not_negative = |v: f64| v.is_finite() && v >= 0.0;
-        let rules: [(&str, bool, &str); 20] = [
+        let rules: [(&str, bool, &str); 23] = [
             ("data.path", !data.path.is_empty(), "must name a folder, a file or a synthetic set"),
             ("data.img_size", (8..=4096).contains(&data.img_size), "must lie in 8..=4096"),
             ("data.val_fraction", fraction(data.val_fraction), "must lie in 0..1"),
@@ -386,6 +432,17 @@ impl Config {
             ("train.epochs", train.epochs >= 1, "must be at least 1"),
             ("train.batch_size", train.batch_size >= 1, "must be at least 1"),
             ("train.label_smoothing", fraction(train.label_smoothing), "must lie in 0..1"),
+            ("train.ema", fraction(train.ema), "must lie in 0..1, such as 0.999; 0 for no average"),
+            (
+                "train.freeze",
+                train.freeze.iter().all(|pattern| !pattern.trim().is_empty()),
+                "must be patterns of parameter names, such as \"layer1.*\" or \"backbone\"",
+            ),
+            (
+                "optim.clip_grad",
+                not_negative(optim.clip_grad),
+                "must not be negative; 0 for no limit",
+            ),
             ("optim.lr", optim.lr.is_finite() && optim.lr > 0.0, "must be a positive number"),
             ("optim.momentum", fraction(optim.momentum), "must lie in 0..1"),
             ("optim.betas", optim.betas.iter().all(|b| fraction(*b)), "must both lie in 0..1"),

@@ -12,6 +12,7 @@ mod rows;
 mod stats;
 mod work;
 
+pub use crate::config::Precision;
 pub(crate) use ceiling::PeakParams;
 pub use ceiling::{Ceiling, Ceilings};
 pub use make::{Call, Calls};
@@ -46,29 +47,6 @@ pub const SUITES: [Suite; 2] = [
     Suite { name: "ops", about: "each op, forward and backward", rows: rows::ops },
     Suite { name: "step", about: "training steps of whole models", rows: rows::step },
 ];
-
-/// How elements are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Precision {
-    /// Single precision.
-    #[default]
-    F32,
-    /// Half precision.
-    F16,
-    /// bfloat16.
-    Bf16,
-}
-
-impl Precision {
-    /// The tensors' type.
-    pub const fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::Bf16 => DType::BF16,
-        }
-    }
-}
 
 /// What to time: the options of `attn2d bench`.
 #[derive(Clone, Debug, clap::Args)]

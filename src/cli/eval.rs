@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::Result;
+use crate::config::Precision;
 use crate::train::{Progress, Score};
 
 const EXAMPLES: &str = "Examples:
@@ -35,6 +36,12 @@ pub struct Options {
     /// auto, cpu, wgpu, wgpu:1, wgpu:nvidia, cuda:0
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
+    /// How activations are stored; as in training, if not given
+    #[arg(long, value_enum, value_name = "f32|bf16|f16", hide_possible_values = true)]
+    precision: Option<Precision>,
+    /// The weights of the last step, where the checkpoint also has their moving average
+    #[arg(long)]
+    raw_weights: bool,
     /// Threads that read and prepare images
     #[arg(short = 'j', long, value_name = "N")]
     workers: Option<usize>,
@@ -65,12 +72,14 @@ pub fn eval(options: &Options) -> Result<()> {
     if let Some(device) = &options.device {
         config.train.device.clone_from(device);
     }
+    config.train.precision = options.precision.unwrap_or(config.train.precision);
     config.train.batch_size = options.batch_size.unwrap_or(config.train.batch_size);
     config.data.workers = options.workers.unwrap_or(config.data.workers);
     config.data.skip_bad |= options.skip_bad;
     let score = Score {
         checkpoint: options.checkpoint.clone(),
         config,
+        raw_weights: options.raw_weights,
         part: options.split.clone(),
         output: options.output.clone(),
     };

@@ -5,8 +5,10 @@ pub mod data;
 mod describe;
 pub mod doctor;
 pub mod eval;
+pub mod export;
 pub mod models;
 mod notices;
+pub mod predict;
 pub mod train;
 pub mod verify;
 
@@ -28,6 +30,10 @@ enum Verb {
     Train(Box<train::Options>),
     /// Score a checkpoint: metrics, a prediction for each image, a confusion matrix
     Eval(eval::Options),
+    /// Predict the classes of pictures: files and folders in, a CSV table out
+    Predict(predict::Options),
+    /// Write a trained model as one safetensors file with torchvision's names, classes and normalisation
+    Export(export::Options),
     /// List models, explain model strings, count a model's parameters
     Models(models::Options),
     /// Look at a data set
@@ -69,6 +75,8 @@ fn run(verb: &Verb) -> Result<bool> {
     match verb {
         Verb::Train(options) => train::train(options).map(|()| true),
         Verb::Eval(options) => eval::eval(options).map(|()| true),
+        Verb::Predict(options) => predict::predict(options),
+        Verb::Export(options) => export::export(options).map(|()| true),
         Verb::Models(options) => models::models(options).map(|()| true),
         Verb::Data(options) => data::data(options).map(|()| true),
         Verb::Verify(options) => verify::verify(options),

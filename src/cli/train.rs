@@ -6,7 +6,9 @@ use clap::Args;
 use toml::Value;
 
 use crate::Result;
-use crate::config::{ClassWeights, Config, Layers, OptimName, Policy, SchedName, Setting};
+use crate::config::{
+    ClassWeights, Config, Layers, OptimName, Policy, Precision, SchedName, Setting,
+};
 use crate::train::{self, Progress, run_dir};
 
 const EXAMPLES: &str = "Examples:
@@ -77,9 +79,12 @@ pub struct Options {
     /// Safetensors file with torchvision's names to start from
     #[arg(long, value_name = "FILE", help_heading = "Model")]
     pretrained: Option<String>,
-    /// Leave out the classifier of that file
+    /// Leave out the classifier of that file, also where it has as many classes
     #[arg(long, help_heading = "Model")]
     drop_head: bool,
+    /// Parameters that are not trained: names with * and ?, or backbone for all but the classifier
+    #[arg(long, value_name = "GLOB,..", value_delimiter = ',', help_heading = "Model")]
+    freeze: Vec<String>,
 
     /// Passes over the training images
     #[arg(long, value_name = "N", help_heading = "Training")]
@@ -126,6 +131,21 @@ pub struct Options {
     /// Label smoothing
     #[arg(long, value_name = "X", help_heading = "Training")]
     smoothing: Option<f64>,
+    /// Largest norm of all gradients together; 0 for no limit
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    clip_grad: Option<f64>,
+    /// Validate and keep a moving average of the weights with this decay, such as 0.999; 0 for none
+    #[arg(long, value_name = "DECAY", help_heading = "Training")]
+    ema: Option<f64>,
+    /// How activations are stored; weights and sums stay f32
+    #[arg(
+        long,
+        value_enum,
+        value_name = "f32|bf16|f16",
+        hide_possible_values = true,
+        help_heading = "Training"
+    )]
+    precision: Option<Precision>,
     /// Seed of weights, order, augmentation and dropout
     #[arg(long, value_name = "N", help_heading = "Training")]
     seed: Option<u32>,
@@ -160,6 +180,10 @@ impl Options {
         let whole = |v: Option<u32>| v.map(|v| Value::Integer(v.into()));
         let number = |v: Option<f64>| v.map(Value::Float);
         let yes = |v: bool| v.then_some(Value::Boolean(true));
+        let list = |v: &[String]| {
+            let texts = v.iter().cloned().map(Value::String).collect();
+            (!v.is_empty()).then_some(Value::Array(texts))
+        };
         let none = self.no_aug.then(|| Value::String("none".into()));
         let all = [
             ("data.path", text(&self.data), "--data"),
@@ -176,6 +200,7 @@ impl Options {
             ("model.num_classes", whole(self.num_classes), "--num-classes"),
             ("model.pretrained", text(&self.pretrained), "--pretrained"),
             ("model.drop_head", yes(self.drop_head), "--drop-head"),
+            ("train.freeze", list(&self.freeze), "--freeze"),
             ("train.epochs", whole(self.epochs), "--epochs"),
             ("train.max_steps", whole(self.max_steps), "--max-steps"),
             ("train.batch_size", whole(self.batch_size), "--batch-size"),
@@ -187,6 +212,9 @@ impl Options {
             ("sched.warmup_epochs", number(self.warmup_epochs), "--warmup-epochs"),
             ("sched.min_lr", number(self.min_lr), "--min-lr"),
             ("train.label_smoothing", number(self.smoothing), "--smoothing"),
+            ("optim.clip_grad", number(self.clip_grad), "--clip-grad"),
+            ("train.ema", number(self.ema), "--ema"),
+            ("train.precision", choice(&self.precision), "--precision"),
             ("train.seed", whole(self.seed), "--seed"),
             ("train.device", text(&self.device), "--device"),
             ("output.dir", text(&self.output), "--output"),
@@ -260,7 +288,7 @@ mod tests {
         let words = "--data-dir d --data-format csv --img-size 96 --val-fraction 0.2 --test-fraction 0.1 --class-weights balanced \
                      --augment flips --skip-bad -j 3 --model resnet34 --num-classes 7 --pretrained p --drop-head --epochs 9 \
                      --max-steps 5 -b 8 --opt sgd --lr 0.1 --weight-decay 0.01 --momentum 0.8 --sched step --warmup-epochs 1.5 \
-                     --min-lr 1e-5 --smoothing 0.1 --seed 4 --device cpu --output o --checkpoint-every 6 --set sched.decay_rate=0.3";
+                     --min-lr 1e-5 --smoothing 0.1 --clip-grad 1.5 --ema 0.99 --precision bf16 --freeze layer1.*,bn1 --seed 4 --device cpu --output o --checkpoint-every 6 --set sched.decay_rate=0.3";
         let config = parse(&words.split_whitespace().collect::<Vec<_>>());
         let table = toml::Table::try_from(&config).expect("a table");
         let default = toml::Table::try_from(Config::default()).expect("a table");
@@ -275,7 +303,7 @@ mod tests {
                 .options
         };
         let settings = options.settings();
-        assert_eq!(settings.len(), 28, "all flags but --no-aug");
+        assert_eq!(settings.len(), 32, "all flags but --no-aug");
         for (key, value, flag) in settings {
             assert_eq!(get(&table, key), value, "{flag}");
             assert_ne!(

@@ -5,17 +5,20 @@ use crate::kernel::CpuArgs;
 use crate::ops::optim_step::{AdamWParams, SgdParams};
 use rayon::prelude::*;
 
-/// `grad, mask, param, momentum -> param, momentum`, in place.
+/// `grad, mask, control, param, momentum -> param, momentum`, in place.
 pub(crate) fn sgd(a: &CpuArgs<'_>) {
     let p: SgdParams = a.params();
-    let (grad, mask) = (a.f32(0), a.f32(1));
+    let (grad, mask, factor) = (a.f32(0), a.f32(1), factor(p.controlled, a.f32(2)));
+    if factor == 0.0 {
+        return;
+    }
     let slab = rows::slab_len(1);
-    let (param, buffer) = ((a.f32_mut(2), slab), (a.f32_mut(3), slab));
+    let (param, buffer) = ((a.f32_mut(3), slab), (a.f32_mut(4), slab));
     rows::each2!(param, buffer, grad.len(), |number, param, buffer| {
         let start = number * slab;
         for (i, (param, buffer)) in param.iter_mut().zip(buffer).enumerate() {
             let decay = decay(p.weight_decay, p.masked, mask, start + i);
-            let g = decay.mul_add(*param, grad[start + i]);
+            let g = decay.mul_add(*param, factor * grad[start + i]);
             *buffer = p.momentum.mul_add(*buffer, g);
             let step = if p.nesterov != 0 { p.momentum.mul_add(*buffer, g) } else { *buffer };
             *param -= p.lr * step;
@@ -23,20 +26,23 @@ pub(crate) fn sgd(a: &CpuArgs<'_>) {
     });
 }
 
-/// `grad, mask, param, mean, square -> param, mean, square`, in place.
+/// `grad, mask, control, param, mean, square -> param, mean, square`, in place.
 pub(crate) fn adamw(a: &CpuArgs<'_>) {
     let p: AdamWParams = a.params();
-    let (grad, mask) = (a.f32(0), a.f32(1));
+    let (grad, mask, factor) = (a.f32(0), a.f32(1), factor(p.controlled, a.f32(2)));
+    if factor == 0.0 {
+        return;
+    }
     let slab = rows::slab_len(1);
-    let param = a.f32_mut(2).par_chunks_mut(slab);
-    let state = a.f32_mut(3).par_chunks_mut(slab).zip(a.f32_mut(4).par_chunks_mut(slab));
+    let param = a.f32_mut(3).par_chunks_mut(slab);
+    let state = a.f32_mut(4).par_chunks_mut(slab).zip(a.f32_mut(5).par_chunks_mut(slab));
     param.zip(state).enumerate().for_each(|(number, (param, (mean, square)))| {
         simd::vectorise!(|| {
             let start = number * slab;
             for (i, (param, (m, v))) in
                 param.iter_mut().zip(mean.iter_mut().zip(square)).enumerate()
             {
-                let g = grad[start + i];
+                let g = factor * grad[start + i];
                 let decay = decay(p.weight_decay, p.masked, mask, start + i);
                 let kept = (-p.lr * decay).mul_add(*param, *param);
                 *m = p.rest1.mul_add(g - *m, *m);
@@ -45,6 +51,11 @@ pub(crate) fn adamw(a: &CpuArgs<'_>) {
             }
         });
     });
+}
+
+/// What gradients are multiplied by; 0 for a step that is not made.
+fn factor(controlled: u32, control: &[f32]) -> f32 {
+    if controlled != 0 { control[1] } else { 1.0 }
 }
 
 #[inline(always)]

@@ -395,6 +395,24 @@ pub fn open(spec: impl AsRef<Path>, options: &Options) -> Result<Dataset> {
     if options.skip_bad { dataset.drop_undecodable() } else { Ok(dataset) }
 }
 
+/// The pictures at a path: a file itself, whatever it is called, or every file in a folder and those below it that is named like a
+/// picture, sorted. Errors: `Usage` where nothing is there, `Io` for a folder that cannot be listed.
+pub fn pictures(path: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
+    let path = path.as_ref();
+    if path.is_dir() {
+        return files::pictures_below(path, 32);
+    }
+    match path.exists() {
+        true => Ok(vec![path.to_path_buf()]),
+        false => Err(Error::usage(format!("{}: there is nothing at this path", path.display()))),
+    }
+}
+
+/// Decodes a picture file. Errors: `File` or `Io` for one that is missing, damaged or no picture.
+pub fn read_picture(path: impl AsRef<Path>) -> Result<Image> {
+    files::decode_file(path.as_ref())
+}
+
 /// Finds out which format the data at `path` has. Errors: `Usage` where nothing is there or nothing fits, saying what was looked for.
 pub fn detect(path: impl AsRef<Path>) -> Result<Format> {
     let path = path.as_ref();

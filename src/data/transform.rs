@@ -166,6 +166,13 @@ impl Transform {
         Ok(())
     }
 
+    /// A picture as evaluation sees it: `[size, size, 3]`, row-major. A transform with random changes draws the same ones each time.
+    pub fn apply(&self, image: &Image) -> Vec<f32> {
+        let mut out = vec![0.0; self.size * self.size * 3];
+        self.finish(&self.prepare(image), Draws::new(&[0]), &mut out);
+        out
+    }
+
     /// The part that is the same in every epoch: the centre crop at its final size, or, where crops are random, the whole picture made so
     /// small that the smallest crop still has `size` pixels a side. Never enlarges a picture that will be cropped.
     pub(super) fn prepare(&self, image: &Image) -> Image {

@@ -14,8 +14,10 @@
 mod attention;
 mod case;
 mod efficientnet;
+mod freeze;
 mod matched;
 mod parts;
+mod pretrained;
 mod resnet;
 pub mod spec;
 mod vit;
@@ -24,6 +26,7 @@ pub use case::{CaseResult, run_case};
 pub use efficientnet::EfficientNet;
 pub use matched::{Matched, matched};
 pub use parts::{PartCount, count_parts};
+pub use pretrained::Loaded;
 pub use resnet::ResNet;
 pub use spec::{Backbone, Family, Spec, Variant};
 pub use vit::ViT;

@@ -44,7 +44,7 @@ use crate::ops::case::Layout;
 use crate::tensor::Tensor;
 use crate::tensor::philox::Philox;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Something that maps a tensor to a tensor and owns named parameters.
 pub trait Module: Send + Sync {
@@ -119,24 +119,33 @@ pub enum Value<'a> {
     Counter(&'a mut Counter),
 }
 
-/// A count that a module and the [`Parameters`] share.
+/// A count that a module and the [`Parameters`] share, and whether what it counts for is frozen.
 #[derive(Clone, Debug, Default)]
-pub struct Counter(Arc<AtomicU64>);
+pub struct Counter(Arc<(AtomicU64, AtomicBool)>);
 
 impl Counter {
     /// The count.
     pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.0.load(Ordering::Relaxed)
     }
 
     /// Sets the count.
     pub fn set(&self, count: u64) {
-        self.0.store(count, Ordering::Relaxed);
+        self.0.0.store(count, Ordering::Relaxed);
     }
 
     /// Counts one more.
     pub fn increment(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether the norm that this is the count of stays in evaluation mode ([`Parameters::freeze`]).
+    pub fn is_frozen(&self) -> bool {
+        self.0.1.load(Ordering::Relaxed)
+    }
+
+    fn freeze(&self) {
+        self.0.1.store(true, Ordering::Relaxed);
     }
 }
 

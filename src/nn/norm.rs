@@ -46,7 +46,7 @@ impl BatchNorm {
         })
     }
 
-    /// `act(bn(x) + residual)`.
+    /// `act(bn(x) + residual)`. A norm that is frozen ([`super::Parameters::freeze`]) takes its running statistics in training too.
     ///
     /// # Errors
     /// As [`ops::batch_norm`].
@@ -64,12 +64,17 @@ impl BatchNorm {
     }
 
     fn options(&self, mode: &Mode) -> ops::BatchNorm {
-        ops::BatchNorm { training: mode.training, act: self.act, ..Default::default() }
+        ops::BatchNorm { training: self.learns(mode), act: self.act, ..Default::default() }
+    }
+
+    /// Whether it takes a batch's own statistics: a frozen norm does not.
+    fn learns(&self, mode: &Mode) -> bool {
+        mode.training && !self.batches.is_frozen()
     }
 
     /// One more batch seen, in training.
     fn count(&self, mode: &Mode) {
-        if mode.training {
+        if self.learns(mode) {
             self.batches.increment();
         }
     }

@@ -33,7 +33,8 @@ struct Entry {
     start: usize,
     layout: Layout,
     decay: bool,
-    /// The tensor that the module computes with. A parameter's is a leaf.
+    frozen: bool,
+    /// The tensor that the module computes with. A parameter's is a leaf, unless it is frozen.
     tensor: Tensor,
 }
 
@@ -72,6 +73,7 @@ impl Parameters {
             start: 0,
             layout,
             decay,
+            frozen: false,
             tensor: tensor.clone(),
         };
         module.visit("", &mut |Slot { name, value }| match value {
@@ -85,7 +87,7 @@ impl Parameters {
             .ok_or_else(|| Error::shape("flatten", "the module owns no parameter"))?;
         let (device, shape) = (values.data.device(), values.data.shape());
         let gradients = Tensor::zeros(device, shape)?;
-        let decay = Tensor::from_f32(device, shape, &values.decay_mask())?;
+        let decay = Tensor::from_f32(device, shape, &values.decay_mask(false))?;
         let statistics = Flat::new(statistics, false)?;
         let this = Self { values, gradients, decay, statistics, counters };
         this.check_names()?;
@@ -117,9 +119,58 @@ impl Parameters {
         });
     }
 
+    /// Freezes the parameters whose names `which` picks: they want no gradient any more, so no backward works for them, and an
+    /// optimiser step by [`Parameters::decay_mask`] leaves them as they are to the bit (gradient and decay are 0). A batch norm whose
+    /// weight and bias are both frozen stays in evaluation mode. `module` is what was flattened; state of an optimiser must begin
+    /// after this.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where nothing would be left to train, else [`Error::Device`].
+    pub fn freeze(&mut self, module: &mut dyn Module, which: impl Fn(&str) -> bool) -> Result<()> {
+        for entry in self.values.entries.iter_mut().filter(|e| which(&e.name)) {
+            entry.frozen = true;
+            entry.tensor = entry.tensor.detach();
+        }
+        if self.values.entries.iter().all(|e| e.frozen) {
+            return Err(Error::usage("every parameter is frozen: nothing is left to train"));
+        }
+        for (name, counter) in &self.counters {
+            let norm = name.strip_suffix("num_batches_tracked").unwrap_or(name);
+            if self.is_frozen(&format!("{norm}weight")) && self.is_frozen(&format!("{norm}bias")) {
+                counter.freeze();
+            }
+        }
+        self.decay.write_f32(&self.values.decay_mask(false))?;
+        self.rehome(module);
+        Ok(())
+    }
+
+    /// Whether a parameter of this name is frozen.
+    pub fn is_frozen(&self, name: &str) -> bool {
+        self.values.entries.iter().any(|e| e.name == name && e.frozen)
+    }
+
+    /// 1 where a parameter is not frozen and 0 where it is, laid out as [`Parameters::values`]: the mask of an optimiser whose weight
+    /// decay spares nothing. `None` where nothing is frozen.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when memory runs out.
+    pub fn trained_mask(&self) -> Result<Option<Tensor>> {
+        if self.values.entries.iter().all(|e| !e.frozen) {
+            return Ok(None);
+        }
+        let values = &self.values.data;
+        Tensor::from_f32(values.device(), values.shape(), &self.values.decay_mask(true)).map(Some)
+    }
+
     /// All parameters, flat: what an optimiser step changes.
     pub fn values(&self) -> &Tensor {
         &self.values.data
+    }
+
+    /// All running statistics, flat; `None` for a model without batch norms.
+    pub fn statistics(&self) -> Option<&Tensor> {
+        self.statistics.as_ref().map(|flat| &flat.data)
     }
 
     /// Their gradients as of the last [`Parameters::gather`], laid out as [`Parameters::values`].
@@ -127,7 +178,7 @@ impl Parameters {
         &self.gradients
     }
 
-    /// 1 where weight decay applies and 0 where not, laid out as [`Parameters::values`].
+    /// 1 where weight decay applies and 0 where not or where a parameter is frozen, laid out as [`Parameters::values`].
     pub fn decay_mask(&self) -> &Tensor {
         &self.decay
     }
@@ -135,6 +186,11 @@ impl Parameters {
     /// The number of learned numbers, as papers count them.
     pub fn count(&self) -> usize {
         self.values.entries.iter().map(|e| e.tensor.numel()).sum()
+    }
+
+    /// How many of them are not frozen.
+    pub fn count_trained(&self) -> usize {
+        self.values.entries.iter().filter(|e| !e.frozen).map(|e| e.tensor.numel()).sum()
     }
 
     /// Names of the parameters, in the order of the flat buffer.
@@ -154,12 +210,12 @@ impl Parameters {
         self.values.entries.iter().find(|e| e.name == name).map(|e| &e.tensor)
     }
 
-    /// Copies the gradients of a backward into the flat gradient buffer.
+    /// Copies the gradients of a backward into the flat gradient buffer; those of frozen parameters stay 0.
     ///
     /// # Errors
     /// [`Error::Autograd`] naming a parameter that the loss does not depend on.
     pub fn gather(&self, gradients: &Gradients) -> Result<()> {
-        for entry in &self.values.entries {
+        for entry in self.values.entries.iter().filter(|e| !e.frozen) {
             let gradient = gradients.get(&entry.tensor).ok_or_else(|| {
                 Error::Autograd(format!("no gradient reached parameter '{}'", entry.name))
             })?;
@@ -278,9 +334,10 @@ impl Flat {
         Ok(Some(Self { data, entries }))
     }
 
-    fn decay_mask(&self) -> Vec<f32> {
+    /// 1 where weight decay applies, or everywhere for `all`, but 0 for what is frozen.
+    fn decay_mask(&self, all: bool) -> Vec<f32> {
         let mut mask = vec![0.0; self.data.numel()];
-        for entry in self.entries.iter().filter(|e| e.decay) {
+        for entry in self.entries.iter().filter(|e| (all || e.decay) && !e.frozen) {
             mask[entry.range()].fill(1.0);
         }
         mask
@@ -384,6 +441,25 @@ mod tests {
         let y = tiny.forward(&x, &Mode::EVAL).unwrap();
         let error = parameters.gather(&y.backward_with(&x).unwrap()).unwrap_err().to_string();
         assert!(error.contains("no gradient reached parameter 'b'"), "{error}");
+    }
+
+    #[test]
+    fn what_is_frozen_wants_no_gradient_and_stays() {
+        let mut tiny = Tiny::new(["a", "b"]);
+        let mut parameters = Parameters::flatten(&mut tiny).unwrap();
+        assert!(parameters.trained_mask().unwrap().is_none());
+        parameters.freeze(&mut tiny, |name| name == "b").unwrap();
+        assert_eq!((parameters.count(), parameters.count_trained()), (8, 2));
+        let mask = parameters.trained_mask().unwrap().unwrap().to_f32().unwrap();
+        assert_eq!((mask[0], mask[ALIGN]), (1.0, 0.0));
+        let x = Tensor::zeros(parameters.values().device(), &[2]).unwrap();
+        let y = tiny.forward(&x, &Mode::EVAL).unwrap();
+        // No gradient reaches b, and none is missed.
+        parameters.gather(&y.backward_with(&y.full_like(3.0).unwrap()).unwrap()).unwrap();
+        let gradients = parameters.gradients().to_f32().unwrap();
+        assert_eq!((gradients[0], gradients[ALIGN]), (3.0, 0.0));
+        let error = parameters.freeze(&mut tiny, |_| true).unwrap_err().to_string();
+        assert!(error.contains("nothing is left to train"), "{error}");
     }
 
     #[test]

@@ -7,12 +7,14 @@ pub(crate) mod avg_pool2d;
 pub(crate) mod batch_norm;
 pub mod case;
 pub(crate) mod cast;
+pub(crate) mod clip_grad_norm;
 mod columns;
 pub(crate) mod conv2d;
 mod conv_block;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
+pub(crate) mod ema_step;
 pub(crate) mod global_attention;
 pub(crate) mod global_avg_pool;
 mod grouped;
@@ -32,18 +34,20 @@ pub(crate) mod tokens;
 pub use avg_pool2d::{AvgPool2d, avg_pool2d};
 pub use batch_norm::{Activation, BatchNorm, batch_norm};
 pub use cast::cast;
+pub use clip_grad_norm::{ClipGradNorm, clip_grad_norm};
 pub use conv_block::{ConvBlock, ConvBlockNorm, conv_block};
 pub use conv2d::{Conv2d, conv2d};
 pub use cross_entropy::{CrossEntropy, class_labels, cross_entropy};
 pub use dropout::dropout;
 pub use elementwise::{add, add_bias, gelu, mul, relu, sigmoid, silu};
+pub use ema_step::ema_step;
 pub use global_attention::{GlobalAttention, global_attention};
 pub use global_avg_pool::global_avg_pool;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::linear;
 pub use local_attention::{Border, LocalAttention, MAX_WINDOW, local_attention};
 pub use max_pool2d::{MaxPool2d, max_pool2d};
-pub use optim_step::{AdamW, Sgd, adamw_step, sgd_step};
+pub use optim_step::{AdamW, Guide, Sgd, adamw_step, sgd_step};
 pub use softmax::softmax;
 pub use split_rows::split_rows;
 pub use squeeze_excite::squeeze_excite;
@@ -84,5 +88,7 @@ pub fn specs() -> Vec<&'static OpSpec> {
         &stochastic_depth::SPEC,
         &optim_step::SGD_SPEC,
         &optim_step::ADAMW_SPEC,
+        &clip_grad_norm::SPEC,
+        &ema_step::SPEC,
     ]
 }

@@ -13,7 +13,8 @@
 //! param -= lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps)
 //! ```
 //!
-//! A mask, where there is one, multiplies the decay of each parameter: 0 spares norms and biases.
+//! A mask, where there is one, multiplies the decay of each parameter: 0 spares norms and biases. A control
+//! ([`super::clip_grad_norm()`]), where there is one, has the factor that each gradient is multiplied by first; 0 skips the step.
 
 use super::case::{Array, Arrays, Attrs, Case, Layout, OpSpec, Port, Tensors, need};
 use crate::cpu::optim_step as cpu;
@@ -64,12 +65,28 @@ impl Default for AdamW {
     }
 }
 
+/// What a step may be told beside gradients, state and settings. A mask alone may be given as an `Option`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Guide<'a> {
+    /// Multiplies the decay of each element; of the parameters' length.
+    pub mask: Option<&'a Tensor>,
+    /// What [`super::clip_grad_norm()`] made of the gradients: the step multiplies them by its factor, and does nothing where that is 0.
+    pub control: Option<&'a Tensor>,
+}
+
+impl<'a> From<Option<&'a Tensor>> for Guide<'a> {
+    fn from(mask: Option<&'a Tensor>) -> Self {
+        Self { mask, control: None }
+    }
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub(crate) struct SgdParams {
     pub(crate) len: u32,
-    /// Whether a mask is bound (1) or not (0).
+    /// Whether a mask is bound (1) or not (0), and a control.
     pub(crate) masked: u32,
+    pub(crate) controlled: u32,
     pub(crate) nesterov: u32,
     pub(crate) lr: f32,
     pub(crate) momentum: f32,
@@ -81,6 +98,7 @@ pub(crate) struct SgdParams {
 pub(crate) struct AdamWParams {
     pub(crate) len: u32,
     pub(crate) masked: u32,
+    pub(crate) controlled: u32,
     pub(crate) lr: f32,
     /// lr / (1 - beta1^t)
     pub(crate) step_size: f32,
@@ -99,6 +117,7 @@ static SGD: Kernel = Kernel {
     bindings: &[
         ("grad", Access::Read, F32),
         ("mask", Access::Read, F32),
+        ("control", Access::Read, F32),
         ("param", Access::ReadWrite, F32),
         ("momentum", Access::ReadWrite, F32),
     ],
@@ -117,6 +136,7 @@ static ADAMW: Kernel = Kernel {
     bindings: &[
         ("grad", Access::Read, F32),
         ("mask", Access::Read, F32),
+        ("control", Access::Read, F32),
         ("param", Access::ReadWrite, F32),
         ("mean", Access::ReadWrite, F32),
         ("square", Access::ReadWrite, F32),
@@ -131,44 +151,47 @@ static ADAMW: Kernel = Kernel {
     plan: |bytes, _| Plan::items(params::<AdamWParams>(bytes).len as usize, 256),
 };
 
-/// One SGD step, in place: `param` and `momentum` change; all are flat f32 tensors of one length. `mask` multiplies the
-/// decay of each element.
+/// One SGD step, in place: `param` and `momentum` change; all are flat f32 tensors of one length.
 ///
 /// # Errors
 /// [`Error::Shape`] where lengths or dtypes differ or tensors share memory.
-pub fn sgd_step(
+pub fn sgd_step<'a>(
     param: &Tensor,
     grad: &Tensor,
     momentum: &Tensor,
-    mask: Option<&Tensor>,
+    guide: impl Into<Guide<'a>>,
     opt: Sgd,
 ) -> Result<()> {
-    check("sgd_step", param, &[("grad", grad), ("momentum", momentum)], mask)?;
+    let Guide { mask, control } = guide.into();
+    check("sgd_step", param, &[("grad", grad), ("momentum", momentum)], mask, control)?;
     let p = SgdParams {
         len: param.numel() as u32,
         masked: u32::from(mask.is_some()),
+        controlled: u32::from(control.is_some()),
         nesterov: u32::from(opt.nesterov),
         lr: opt.lr,
         momentum: opt.momentum,
         weight_decay: opt.weight_decay,
     };
-    SGD.launch(&p, &[grad, mask.unwrap_or(grad), param, momentum])
+    SGD.launch(&p, &[grad, mask.unwrap_or(grad), control.unwrap_or(grad), param, momentum])
 }
 
 /// One AdamW step, in place: `param`, `mean` (of the gradient) and `square` (mean of its square) change. `step` counts
-/// from 1. All are flat f32 tensors of one length; `mask` multiplies the decay of each element.
+/// from 1. All are flat f32 tensors of one length.
 ///
 /// # Errors
 /// [`Error::Shape`] where lengths or dtypes differ, tensors share memory, or the step is 0.
-pub fn adamw_step(
+pub fn adamw_step<'a>(
     param: &Tensor,
     grad: &Tensor,
     (mean, square): (&Tensor, &Tensor),
-    mask: Option<&Tensor>,
+    guide: impl Into<Guide<'a>>,
     opt: AdamW,
     step: u64,
 ) -> Result<()> {
-    check("adamw_step", param, &[("grad", grad), ("mean", mean), ("square", square)], mask)?;
+    let Guide { mask, control } = guide.into();
+    let others = [("grad", grad), ("mean", mean), ("square", square)];
+    check("adamw_step", param, &others, mask, control)?;
     if step == 0 {
         return Err(Error::shape("adamw_step", "steps count from 1, but step 0 was given"));
     }
@@ -177,6 +200,7 @@ pub fn adamw_step(
     let p = AdamWParams {
         len: param.numel() as u32,
         masked: u32::from(mask.is_some()),
+        controlled: u32::from(control.is_some()),
         lr: opt.lr,
         step_size: (f64::from(opt.lr) / correction(opt.betas.0)) as f32,
         beta2: opt.betas.1,
@@ -186,7 +210,8 @@ pub fn adamw_step(
         eps: opt.eps,
         weight_decay: opt.weight_decay,
     };
-    ADAMW.launch(&p, &[grad, mask.unwrap_or(grad), param, mean, square])
+    let (mask, control) = (mask.unwrap_or(grad), control.unwrap_or(grad));
+    ADAMW.launch(&p, &[grad, mask, control, param, mean, square])
 }
 
 fn check(
@@ -194,8 +219,16 @@ fn check(
     param: &Tensor,
     others: &[(&str, &Tensor)],
     mask: Option<&Tensor>,
+    control: Option<&Tensor>,
 ) -> Result<()> {
     require_f32(op, "param", param)?;
+    if let Some(control) = control {
+        require_f32(op, "control", control)?;
+        if control.shape() != [2] {
+            let message = format!("control must be [2] (norm, factor), got {:?}", control.shape());
+            return Err(Error::shape(op, message));
+        }
+    }
     for (name, t) in others.iter().copied().chain(mask.map(|mask| ("mask", mask))) {
         require_f32(op, name, t)?;
         if t.numel() != param.numel() {
@@ -231,6 +264,7 @@ fn copies<const N: usize>(op: &'static str, names: [&str; N], t: &Tensors) -> Re
 const PARAM: Port = Port::new("param", Layout::Plain).no_grad();
 const GRAD: Port = Port::new("grad", Layout::Plain).no_grad();
 const MASK: Port = Port::new("mask", Layout::Plain).no_grad().optional();
+const CONTROL: Port = Port::new("control", Layout::Plain).no_grad().optional();
 const MOMENTUM: Port = Port::new("momentum", Layout::Plain).no_grad();
 const MEAN: Port = Port::new("mean", Layout::Plain).no_grad();
 const SQUARE: Port = Port::new("square", Layout::Plain).no_grad();
@@ -238,7 +272,7 @@ const SQUARE: Port = Port::new("square", Layout::Plain).no_grad();
 /// Conformance of [`sgd_step`].
 pub(crate) static SGD_SPEC: OpSpec = OpSpec {
     name: "sgd_step",
-    inputs: &[PARAM, GRAD, MOMENTUM, MASK],
+    inputs: &[PARAM, GRAD, MOMENTUM, MASK, CONTROL],
     outputs: &[PARAM, MOMENTUM],
     attrs: &["lr", "momentum", "weight_decay", "nesterov"],
     cases: || {
@@ -249,22 +283,28 @@ pub(crate) static SGD_SPEC: OpSpec = OpSpec {
                 .attr("weight_decay", 0.1)
                 .attr("nesterov", true),
             case("several workgroups", 3001, &["momentum"], true).attr("weight_decay", 0.01),
+            case("shorter gradients", 33, &["momentum"], true)
+                .uniform("control", &[2], 0.2, 0.8)
+                .attr("weight_decay", 0.1),
+            case("skipped", 7, &["momentum"], false).uniform("control", &[2], 0.0, 0.0),
         ]
     },
     run: |attrs, t: &Tensors| {
         let [param, momentum] = copies("sgd_step", ["param", "momentum"], t)?;
         let opt = sgd_options(attrs)?;
-        sgd_step(&param, need("sgd_step", t, "grad")?, &momentum, t.get("mask"), opt)?;
+        sgd_step(&param, need("sgd_step", t, "grad")?, &momentum, guide(t), opt)?;
         Ok(Tensors::from([("param".into(), param), ("momentum".into(), momentum)]))
     },
     reference: |attrs, a: &Arrays| {
         let opt = sgd_options(attrs)?;
         let get = |name| need("sgd_step", a, name);
         let (mut param, mut momentum) = (get("param")?.clone(), get("momentum")?.clone());
+        let factor = factor(a);
         for (i, grad) in get("grad")?.data.iter().enumerate() {
+            let Some(factor) = factor else { break };
             let decay = f64::from(opt.weight_decay) * mask_at(a, i);
             let mu = f64::from(opt.momentum);
-            let g = grad + decay * param.data[i];
+            let g = factor * grad + decay * param.data[i];
             momentum.data[i] = mu * momentum.data[i] + g;
             let step = if opt.nesterov { g + mu * momentum.data[i] } else { momentum.data[i] };
             param.data[i] -= f64::from(opt.lr) * step;
@@ -272,6 +312,16 @@ pub(crate) static SGD_SPEC: OpSpec = OpSpec {
         Ok(Arrays::from([("param".into(), param), ("momentum".into(), momentum)]))
     },
 };
+
+fn guide(t: &Tensors) -> Guide<'_> {
+    Guide { mask: t.get("mask"), control: t.get("control") }
+}
+
+/// What gradients are multiplied by; `None` for a step that is skipped.
+fn factor(a: &Arrays) -> Option<f64> {
+    let factor = a.get("control").map_or(1.0, |control: &Array| control.data[1]);
+    (factor != 0.0).then_some(factor)
+}
 
 fn mask_at(a: &Arrays, i: usize) -> f64 {
     a.get("mask").map_or(1.0, |mask: &Array| mask.data[i])
@@ -289,7 +339,7 @@ fn sgd_options(attrs: &Attrs) -> Result<Sgd> {
 /// Conformance of [`adamw_step`].
 pub(crate) static ADAMW_SPEC: OpSpec = OpSpec {
     name: "adamw_step",
-    inputs: &[PARAM, GRAD, MEAN, SQUARE, MASK],
+    inputs: &[PARAM, GRAD, MEAN, SQUARE, MASK, CONTROL],
     outputs: &[PARAM, MEAN, SQUARE],
     attrs: &["lr", "beta1", "beta2", "eps", "weight_decay", "step"],
     cases: || {
@@ -298,13 +348,15 @@ pub(crate) static ADAMW_SPEC: OpSpec = OpSpec {
             case("first step", 33, &state, false),
             case("masked decay", 129, &state, true).attr("weight_decay", 0.1).attr("step", 10),
             case("several workgroups", 3001, &state, true).attr("step", 1000).attr("lr", 0.01),
+            case("shorter gradients", 33, &state, true).uniform("control", &[2], 0.2, 0.8),
+            case("skipped", 7, &state, false).uniform("control", &[2], 0.0, 0.0),
         ]
     },
     run: |attrs, t: &Tensors| {
         let [param, mean, square] = copies("adamw_step", ["param", "mean", "square"], t)?;
         let (opt, step) = adamw_options(attrs)?;
         let grad = need("adamw_step", t, "grad")?;
-        adamw_step(&param, grad, (&mean, &square), t.get("mask"), opt, step)?;
+        adamw_step(&param, grad, (&mean, &square), guide(t), opt, step)?;
         Ok([("param", param), ("mean", mean), ("square", square)]
             .map(|(n, t)| (n.into(), t))
             .into())
@@ -315,7 +367,9 @@ pub(crate) static ADAMW_SPEC: OpSpec = OpSpec {
         let (mut param, mut mean) = (get("param")?.clone(), get("mean")?.clone());
         let mut square = get("square")?.clone();
         let [lr, b1, b2, eps] = [opt.lr, opt.betas.0, opt.betas.1, opt.eps].map(f64::from);
+        let factor = factor(a);
         for (i, g) in get("grad")?.data.iter().enumerate() {
+            let Some(g) = factor.map(|factor| factor * g) else { break };
             let (m, v) = (&mut mean.data[i], &mut square.data[i]);
             *m = b1 * *m + (1.0 - b1) * g;
             *v = b2 * *v + (1.0 - b2) * g * g;

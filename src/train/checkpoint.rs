@@ -1,6 +1,6 @@
 //! Checkpoints: the directories `last/` and `best/` of a run.
 //!
-//! Each holds `model.safetensors`, `optim.safetensors`, `state.json` and `config.toml`. Saving writes a whole new
+//! Each holds `model.safetensors`, `optim.safetensors`, `state.json`, `config.toml` and, where weights are averaged, `ema.safetensors`. Saving writes a whole new
 //! directory beside the old one, syncs it, and then renames:
 //!
 //! 1. write and sync `last.new/`       killed here: `last/` is the old one, `last.new/` is rubbish
@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::loss_scale::LossScale;
+use crate::config::Precision;
 use crate::{Error, Result};
 
 /// The newest checkpoint of a run.
@@ -25,6 +27,8 @@ pub const LAST: &str = "last";
 pub const BEST: &str = "best";
 /// Weights and buffers, with torchvision's names.
 pub const MODEL: &str = "model.safetensors";
+/// The same with averaged weights, where a run has an average.
+pub const EMA: &str = "ema.safetensors";
 /// Momentum or moments of the optimiser.
 pub const OPTIM: &str = "optim.safetensors";
 /// Where the run stands.
@@ -65,6 +69,12 @@ pub struct State {
     pub schedule: ScheduleState,
     /// Random numbers of the next step.
     pub random: RandomState,
+    /// The loss scale of the next step, in f16.
+    #[serde(default)]
+    pub loss_scale: Option<LossScale>,
+    /// Steps that overflow left out.
+    #[serde(default)]
+    pub left_out: u64,
     /// Fingerprint of the config, without what a resumed run may change.
     pub config_sha256: String,
 }
@@ -156,6 +166,8 @@ impl State {
                 seed: config.train.seed,
                 step: 0,
             },
+            loss_scale: (config.train.precision == Precision::F16).then(LossScale::default),
+            left_out: 0,
             config_sha256: config.fingerprint(),
         }
     }
@@ -186,6 +198,12 @@ impl State {
         serde_json::from_str(&text)
             .map_err(|e| Error::file(&path, format!("not the state of a run: {e}")))
     }
+}
+
+/// The file of weights that a checkpoint stands for: the average, where it has one and `raw` does not ask for the last step's.
+pub fn weights(dir: &Path, raw: bool) -> PathBuf {
+    let average = dir.join(EMA);
+    if !raw && average.exists() { average } else { dir.join(MODEL) }
 }
 
 /// Saves `files` (name and content) as the checkpoint directory `dir`, whole or not at all.

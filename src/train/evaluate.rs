@@ -7,9 +7,11 @@ use serde::Serialize;
 use super::metrics::Predictions;
 use super::plots;
 use super::progress::Progress;
+use crate::config::Precision;
 use crate::data::{Dataset, Loader};
 use crate::models::Model;
 use crate::nn::Mode;
+use crate::ops::cast;
 use crate::{Device, Error, Result, Tensor, tape};
 
 /// How a loss is weighted; the same for training and evaluation.
@@ -56,6 +58,8 @@ pub struct Evaluator<'a> {
     pub model: &'a Model,
     /// Where it lies.
     pub device: &'a Device,
+    /// How activations are stored.
+    pub precision: Precision,
     /// The loss that is reported.
     pub loss: &'a LossOptions,
     /// The data set that loaders load from.
@@ -83,7 +87,7 @@ impl Evaluator<'_> {
         for (i, batch) in loader.epoch(0, 0)?.enumerate() {
             let batch = batch?;
             let images = Tensor::from_f32(self.device, &batch.shape(), &batch.images)?;
-            let logits = tape::no_grad(|| self.model.forward(&images, &Mode::EVAL))?.to_f32()?;
+            let logits = logits(self.model, &images, self.precision)?;
             if let Some(bad) = logits.iter().position(|x| !x.is_finite()) {
                 let image = self.dataset.describe(batch.indices[bad / classes]);
                 let message = format!("{what}: the model's output for {image} is {}", logits[bad]);
@@ -101,6 +105,12 @@ impl Evaluator<'_> {
         }
         Ok(Evaluation { loss: sum / weights, predictions, items })
     }
+}
+
+/// Logits of normalised images in evaluation, off the tape: `[N, classes]`, row-major.
+pub(super) fn logits(model: &Model, images: &Tensor, precision: Precision) -> Result<Vec<f32>> {
+    let images = cast(images, precision.dtype())?;
+    tape::no_grad(|| model.forward(&images, &Mode::EVAL))?.to_f32()
 }
 
 /// The metrics of one part, as `summary.json` holds them.

@@ -132,6 +132,15 @@ pub struct StepRow {
     pub step_ms: f64,
     /// Images over the sum of both.
     pub images_per_s: f64,
+    /// Norm of all gradients before clipping, where it is taken (clipping, f16); `None` too where it was not finite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grad_norm: Option<f64>,
+    /// What the loss was multiplied by, in f16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
+    /// Whether the step was left out because a gradient was not finite.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left_out: bool,
 }
 
 /// The open logs of a run.
@@ -190,7 +199,9 @@ impl RunLog {
             ("train/lr", row.lr),
             ("train/images_per_s", row.images_per_s),
         ];
-        self.events.scalars(row.step, &values)
+        let optional = [("train/grad_norm", row.grad_norm), ("train/loss_scale", row.loss_scale)];
+        let some = optional.into_iter().filter_map(|(tag, value)| Some((tag, value?)));
+        self.events.scalars(row.step, &values.into_iter().chain(some).collect::<Vec<_>>())
     }
 
     /// Writes down an epoch.
@@ -280,6 +291,9 @@ mod tests {
             data_ms: 1.0,
             step_ms: 2.0,
             images_per_s: 3.0,
+            grad_norm: step.is_multiple_of(2).then_some(0.5),
+            loss_scale: None,
+            left_out: step == 3,
         }
     }
 

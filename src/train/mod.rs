@@ -25,25 +25,31 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 pub mod checkpoint;
+mod ema;
 pub mod evaluate;
 pub mod events;
 pub mod images;
 pub mod log;
+pub mod loss_scale;
 pub mod metrics;
 mod optim;
 pub mod plots;
+mod predict;
 mod progress;
 pub mod run_dir;
 pub mod schedule;
 mod score;
 mod session;
+mod trained;
 
 pub use evaluate::PartMetrics;
 pub use optim::Optimizer;
+pub use predict::{Predict, Predicted};
 pub use progress::{Progress, Work};
 pub use score::{Score, Scored};
+pub use trained::Trained;
 
-use crate::config::Config;
+use crate::config::{Config, Precision};
 use crate::data::Format;
 use crate::{Error, Result};
 use checkpoint::State;
@@ -148,17 +154,36 @@ fn write_config(config: &Config, dir: &Path) -> Result<()> {
 
 fn introduce(config: &Config, progress: Progress, dir: &Path, parts: &Parts) {
     let dataset = &parts.images.dataset;
-    let count = parts.model.parameters().count();
-    progress.line(&format!(
-        "model     {} ({:.2} M parameters)",
+    let parameters = parts.model.parameters();
+    let millions = |count: usize| count as f64 / 1e6;
+    let mut model = format!(
+        "model     {} ({:.2} M parameters",
         parts.model.spec(),
-        count as f64 / 1e6
-    ));
+        millions(parameters.count())
+    );
+    if !config.train.freeze.is_empty() {
+        let (patterns, left) = (config.train.freeze.join(", "), parameters.count_trained());
+        model += &format!("; {patterns} frozen, {:.2} M trained", millions(left));
+    }
+    progress.line(&format!("{model})"));
     let built_in = dataset.format == Format::Synthetic;
     let hint = if built_in { " (built-in pictures; --data PATH takes yours)" } else { "" };
     progress.line(&format!("data      {}: {}{hint}", config.data.path, parts.images.describe()));
     progress.line(&format!("classes   {}", dataset.classes.join(", ")));
     progress.line(&format!("device    {} ({})", parts.device.name(), parts.device.caps().adapter));
+    let (train, clip) = (&config.train, config.optim.clip_grad);
+    let options = [
+        (train.precision != Precision::F32)
+            .then(|| format!("activations in {}", train.precision.dtype().suffix())),
+        (clip > 0.0).then(|| format!("gradients clipped to a norm of {clip}")),
+        (train.ema > 0.0).then(|| {
+            format!("validated and kept: the moving average of the weights ({})", train.ema)
+        }),
+    ];
+    let options: Vec<String> = options.into_iter().flatten().collect();
+    if !options.is_empty() {
+        progress.line(&format!("training  {}", options.join("; ")));
+    }
     progress.line(&format!("run       {} (stop with Ctrl-C, go on with --resume)", dir.display()));
 }
 
@@ -210,6 +235,11 @@ impl Summary {
         progress.line("Next:");
         progress
             .line(&format!("  score other images   {program} eval --checkpoint {dir} --data PATH"));
+        progress
+            .line(&format!("  name other images    {program} predict --checkpoint {dir} PICTURES"));
+        progress.line(&format!(
+            "  take it elsewhere    {program} export --checkpoint {dir} --out model.safetensors"
+        ));
         progress.line(&format!(
             "  train on             {program} train --resume {dir} --epochs {}",
             self.epochs + 5

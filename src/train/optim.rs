@@ -5,12 +5,14 @@ use std::path::Path;
 use crate::config::{self, OptimName};
 use crate::io::safetensors;
 use crate::nn::{Parameters, StateDict};
-use crate::ops::{AdamW, Sgd, adamw_step, sgd_step};
+use crate::ops::{AdamW, Guide, Sgd, adamw_step, sgd_step};
 use crate::{Error, Result, Tensor};
 
 /// SGD with momentum or AdamW over all parameters of a model at once.
 pub struct Optimizer {
     settings: config::Optim,
+    /// Where weight decay applies, and 0 for frozen parameters; `None` where it applies to all.
+    mask: Option<Tensor>,
     /// Named state tensors, laid out as the flat parameters: `momentum`, or `mean` and `square`.
     state: Vec<(&'static str, Tensor)>,
 }
@@ -26,25 +28,37 @@ impl Optimizer {
         let zeros =
             |name: &&'static str| Ok((*name, Tensor::zeros(values.device(), values.shape())?));
         let state = names.iter().map(zeros).collect::<Result<_>>()?;
-        Ok(Self { settings: settings.clone(), state })
+        let mask = match settings.decay_norm_and_bias {
+            true => parameters.trained_mask()?,
+            false => Some(parameters.decay_mask().clone()),
+        };
+        Ok(Self { settings: settings.clone(), mask, state })
     }
 
-    /// Changes the parameters by one step along their gathered gradients; `step` counts from 1.
-    pub fn step(&self, parameters: &Parameters, lr: f64, step: u64) -> Result<()> {
+    /// Changes the parameters by one step along their gathered gradients, as `control` ([`crate::ops::clip_grad_norm()`]) says where
+    /// there is one; `step` counts from 1, without those that were left out.
+    pub fn step(
+        &self,
+        parameters: &Parameters,
+        control: Option<&Tensor>,
+        lr: f64,
+        step: u64,
+    ) -> Result<()> {
         let (values, gradients) = (parameters.values(), parameters.gradients());
-        let mask = (!self.settings.decay_norm_and_bias).then(|| parameters.decay_mask());
+        let guide = Guide { mask: self.mask.as_ref(), control };
         let (lr, weight_decay) = (lr as f32, self.settings.weight_decay as f32);
         match self.settings.name {
             OptimName::Sgd => {
                 let momentum = self.settings.momentum as f32;
                 let opt = Sgd { lr, momentum, weight_decay, nesterov: self.settings.nesterov };
-                sgd_step(values, gradients, &self.state[0].1, mask, opt)
+                sgd_step(values, gradients, &self.state[0].1, guide, opt)
             }
             OptimName::Adamw => {
                 let [b1, b2] = self.settings.betas;
                 let eps = self.settings.eps as f32;
                 let opt = AdamW { lr, betas: (b1 as f32, b2 as f32), eps, weight_decay };
-                adamw_step(values, gradients, (&self.state[0].1, &self.state[1].1), mask, opt, step)
+                let state = (&self.state[0].1, &self.state[1].1);
+                adamw_step(values, gradients, state, guide, opt, step)
             }
         }
     }

@@ -8,11 +8,12 @@ use super::evaluate::{self, Evaluator, LossOptions, PartMetrics};
 use super::images;
 use super::progress::Progress;
 use super::run_dir;
+use super::session::open_device;
 use crate::config::Config;
 use crate::data::{Dataset, Part, Split};
 use crate::io::safetensors;
 use crate::models::{Load, Model, Spec};
-use crate::{Device, Error, Result};
+use crate::{Error, Result};
 
 /// What to score, and on what.
 #[derive(Debug, Clone)]
@@ -21,12 +22,18 @@ pub struct Score {
     pub checkpoint: PathBuf,
     /// The config of that checkpoint ([`Score::read_config`]), with the data, device and batch size to use.
     pub config: Config,
+    /// The weights of the last step also where the checkpoint has an average of them.
+    pub raw_weights: bool,
     /// The part to score: `train`, `val`, `test`, `id_test` or `all`. `None` takes `test` (else `val`) of the data that the
     /// model was trained on, and all images of other data.
     pub part: Option<String>,
     /// Where results go; `None` for `eval/<data set>/` in the run directory.
     pub output: Option<PathBuf>,
 }
+
+/// What users of a checkpoint with averaged weights are told.
+pub(super) const AVERAGED: &str =
+    "          the moving average of the weights; --raw-weights takes those of the last step";
 
 /// The scores of a checkpoint.
 #[derive(Debug, Clone)]
@@ -38,7 +45,7 @@ pub struct Scored {
 }
 
 /// The checkpoint behind what a user gave, after undoing a save that was cut short.
-fn find(given: &Path) -> Result<PathBuf> {
+pub(super) fn find(given: &Path) -> Result<PathBuf> {
     let best = given.join(checkpoint::BEST);
     let candidates =
         if given.join(checkpoint::CONFIG).exists() && !given.join(checkpoint::STATE).exists() {
@@ -75,22 +82,32 @@ impl Score {
         let config = &self.config;
         config.check()?;
         let spec: Spec = state.model.parse()?;
-        let device = Device::new(&config.train.device)?;
+        let device = open_device(&config.train.device, config.train.precision)?;
         let dataset = Arc::new(images::open(config)?);
         let label_of = class_map(&dataset, &state.classes)?;
         let run = run_dir::of(&checkpoint);
         let (part, items) = self.items(&dataset, &run.join(run_dir::SPLIT))?;
         let size = (config.data.img_size, config.data.img_size);
         let model = Model::build(&spec, state.classes.len(), size, &device, config.train.seed)?;
-        model.load(&safetensors::read(checkpoint.join(checkpoint::MODEL))?, Load::Exact)?;
+        let weights = checkpoint::weights(&checkpoint, self.raw_weights);
+        model.load(&safetensors::read(&weights)?, Load::Exact)?;
         let loader = images::eval_loader(config, &dataset, items, (state.mean, state.std))?;
-        progress.line(&format!("model     {spec} from {}", checkpoint.display()));
+        progress.line(&format!("model     {spec} from {}", weights.display()));
+        if weights.ends_with(checkpoint::EMA) {
+            progress.line(AVERAGED);
+        }
         progress.line(&format!("data      {}: {} images ({part})", config.data.path, loader.len()));
         progress.line(&format!("device    {}", device.name()));
         // Plain cross-entropy: weights and smoothing belong to training.
         let loss = LossOptions::default();
-        let evaluator =
-            Evaluator { model: &model, device: &device, loss: &loss, dataset: &dataset, progress };
+        let evaluator = Evaluator {
+            model: &model,
+            device: &device,
+            precision: config.train.precision,
+            loss: &loss,
+            dataset: &dataset,
+            progress,
+        };
         let evaluation = evaluator.run(&part, &loader, |label| label_of[label as usize])?;
         let dir = self
             .output

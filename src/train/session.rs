@@ -4,21 +4,24 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::checkpoint::{self, Best, RandomState, Running, ScheduleState, State};
+use super::ema::Ema;
 use super::evaluate::{Evaluation, Evaluator, LossOptions, PartMetrics, show};
 use super::images::{self, Images};
 use super::log::{EpochRow, RunLog, StepRow};
+use super::loss_scale::LossScale;
 use super::metrics::{Confusion, argmax};
 use super::optim::Optimizer;
 use super::plots;
 use super::progress::{Progress, Work};
 use super::run_dir;
 use super::schedule::Schedule;
-use crate::config::Config;
+use super::trained;
+use crate::config::{Config, Precision};
 use crate::data::{Batch, Loader, Part};
 use crate::io::safetensors;
 use crate::models::{Load, Model, Spec};
 use crate::nn::Mode;
-use crate::ops::{CrossEntropy, class_labels, cross_entropy};
+use crate::ops::{ClipGradNorm, CrossEntropy, cast, class_labels, clip_grad_norm, cross_entropy};
 use crate::{Device, Error, Result, Tensor};
 
 /// A run in progress.
@@ -32,6 +35,8 @@ pub(super) struct Session {
     val: Option<Loader>,
     model: Model,
     optimizer: Optimizer,
+    /// Of the weights, where the config wants one.
+    ema: Option<Ema>,
     schedule: Schedule,
     loss: LossOptions,
     /// The loss's class weights on the device.
@@ -47,19 +52,39 @@ pub(super) struct Parts {
     pub(super) model: Model,
 }
 
+/// Opens a device that can compute in this precision.
+///
+/// Errors: `Usage` where it cannot; else those of [`Device::new`].
+pub(super) fn open_device(name: &str, precision: Precision) -> Result<Device> {
+    let device = Device::new(name)?;
+    let dtype = precision.dtype();
+    if dtype.is_half() && !device.caps().half {
+        return Err(Error::usage(format!(
+            "--precision {}: {} ({}) has no kernels for it; use --precision f32, or --device cpu or a CUDA GPU of compute capability 8.0 or more",
+            dtype.suffix(),
+            device.name(),
+            device.caps().adapter
+        )));
+    }
+    Ok(device)
+}
+
 impl Parts {
     /// Opens device and data, and builds the model with its first weights.
     pub(super) fn new(config: &Config, split: Option<&Path>) -> Result<Self> {
         config.check()?;
         let spec: Spec = config.model.name.parse()?;
-        let device = Device::new(&config.train.device)?;
+        let device = open_device(&config.train.device, config.train.precision)?;
         let images = match split {
             Some(file) => Images::resumed(config, file)?,
             None => Images::new(config)?,
         };
         let classes = images::num_classes(config, &images.dataset)?;
         let size = config.data.img_size;
-        let model = Model::build(&spec, classes, (size, size), &device, config.train.seed)?;
+        let mut model = Model::build(&spec, classes, (size, size), &device, config.train.seed)?;
+        if !config.train.freeze.is_empty() {
+            model.freeze(&config.train.freeze)?;
+        }
         Ok(Self { device, images, model })
     }
 
@@ -69,9 +94,20 @@ impl Parts {
             return Ok(());
         }
         let weights = safetensors::read(&config.model.pretrained)?;
-        let how = Load::Pretrained { drop_head: config.model.drop_head };
-        let differences = self.model.load(&weights, how)?;
-        progress.line(&format!("weights   {}", config.model.pretrained));
+        let loaded = self.model.load_pretrained(&weights, config.model.drop_head)?;
+        progress.line(&format!(
+            "weights   {}: {} arrays taken over{}",
+            config.model.pretrained,
+            loaded.taken,
+            match &*loaded.prefixes {
+                [] => String::new(),
+                prefixes => format!(", without the prefix {}", prefixes.join(" ")),
+            }
+        ));
+        if let Some(why) = &loaded.new_head {
+            progress.line(&format!("          the classifier starts anew: {why}"));
+        }
+        let differences = &loaded.differences;
         for (what, names) in
             [("new in the model", &differences.missing), ("left out", &differences.unexpected)]
         {
@@ -105,6 +141,8 @@ impl Session {
         let schedule =
             Schedule::new(&config.sched, &config.optim, config.train.epochs, train.batches());
         let optimizer = Optimizer::new(&config.optim, model.parameters())?;
+        let decay = config.train.ema;
+        let ema = (decay > 0.0).then(|| Ema::new(decay, model.parameters())).transpose()?;
         Ok(Self {
             config: config.clone(),
             progress,
@@ -115,6 +153,7 @@ impl Session {
             val,
             model,
             optimizer,
+            ema,
             schedule,
             loss,
             class_weights,
@@ -125,6 +164,9 @@ impl Session {
 
     /// Takes weights and optimiser state from the checkpoint that `state` came from.
     pub(super) fn restore(&mut self, checkpoint: &Path) -> Result<()> {
+        if let Some(ema) = &mut self.ema {
+            ema.load(&self.model, &safetensors::read(checkpoint.join(checkpoint::EMA))?)?;
+        }
         let weights = safetensors::read(checkpoint.join(checkpoint::MODEL))?;
         self.model.load(&weights, Load::Exact)?;
         self.optimizer.load(self.model.parameters(), &checkpoint.join(checkpoint::OPTIM))
@@ -176,25 +218,44 @@ impl Session {
         let mode = Mode::train(self.config.train.seed, step as u32);
         let options = CrossEntropy { label_smoothing: self.config.train.label_smoothing as f32 };
         let parameters = self.model.parameters();
+        let scale = self.state.loss_scale;
+        let factor = scale.map_or(1.0, LossScale::scale);
         let work = || {
+            let images = cast(&images, self.config.train.precision.dtype())?;
             let logits = self.model.forward(&images, &mode)?;
             let loss = cross_entropy(&logits, &labels, self.class_weights.as_ref(), options)?;
-            parameters.gather(&loss.backward()?)?;
-            self.optimizer.step(parameters, lr, step)?;
-            Ok((logits, loss))
+            parameters.gather(&loss.backward_with(&loss.full_like(factor)?)?)?;
+            let control = self.control(factor)?;
+            self.optimizer.step(parameters, control.as_ref(), lr, step - self.state.left_out)?;
+            if let Some(ema) = &self.ema {
+                ema.step(parameters)?;
+            }
+            Ok((logits, loss, control))
         };
-        let (logits, loss) = if self.config.train.graph { self.device.step(work) } else { work() }?;
+        let graph = self.config.train.graph;
+        let (logits, loss, control) = if graph { self.device.step(work) } else { work() }?;
         let loss = f64::from(loss.item()?);
         if !loss.is_finite() {
-            return Err(self.diverged(loss, step, lr));
+            return Err(self.diverged("loss", loss, step, lr));
         }
+        let norm = control.map(|control| Ok(f64::from(control.to_f32()?[0]))).transpose()?;
+        let left_out = self.judge(norm, step, lr)?;
         self.count(&logits.to_f32()?, batch, loss);
         (self.state.step, self.state.epoch_step) = (step, self.state.epoch_step + 1);
         let (data_ms, step_ms) = (1e3 * waited.as_secs_f64(), 1e3 * start.elapsed().as_secs_f64());
         let images_per_s = 1e3 * batch.labels.len() as f64 / (data_ms + step_ms);
-        let row =
-            StepRow { step, epoch: self.state.epoch + 1, loss, lr, data_ms, step_ms, images_per_s };
-        self.log.step(&row)?;
+        self.log.step(&StepRow {
+            step,
+            epoch: self.state.epoch + 1,
+            loss,
+            lr,
+            data_ms,
+            step_ms,
+            images_per_s,
+            grad_norm: norm.filter(|norm| norm.is_finite()),
+            loss_scale: scale.map(|_| f64::from(factor)),
+            left_out,
+        })?;
         shown.at(self.state.epoch_step, &format!("loss {loss:.4}  {images_per_s:.0} images/s"));
         Ok(())
     }
@@ -210,11 +271,41 @@ impl Session {
         running.images += batch.labels.len() as u64;
     }
 
-    fn diverged(&self, loss: f64, step: u64, lr: f64) -> Error {
+    /// What the optimiser step is told of the gradients, where anything is to be known of them: whether they are finite, their norm,
+    /// and what to multiply them by.
+    fn control(&self, loss_scale: f32) -> Result<Option<Tensor>> {
+        let max_norm = self.config.optim.clip_grad as f32;
+        if max_norm == 0.0 && self.state.loss_scale.is_none() {
+            return Ok(None);
+        }
+        let opt = ClipGradNorm { max_norm: (max_norm > 0.0).then_some(max_norm), loss_scale };
+        clip_grad_norm(self.model.parameters().gradients(), opt).map(Some)
+    }
+
+    /// After a step whose gradients had this norm: whether the device left it out, and the loss scale of the next.
+    fn judge(&mut self, norm: Option<f64>, step: u64, lr: f64) -> Result<bool> {
+        let finite = norm.is_none_or(f64::is_finite);
+        let goes_on = match &mut self.state.loss_scale {
+            Some(scale) => scale.update(finite),
+            None => finite,
+        };
+        if !goes_on {
+            let norm = norm.unwrap_or(f64::NAN);
+            return Err(self.diverged("norm of the gradients", norm, step, lr));
+        }
+        self.state.left_out += u64::from(!finite);
+        Ok(!finite)
+    }
+
+    fn diverged(&self, what: &str, value: f64, step: u64, lr: f64) -> Error {
         let epoch = self.state.epoch + 1;
+        let other = match self.config.train.precision {
+            Precision::F16 => ", or --precision bf16, which has larger numbers",
+            _ => "",
+        };
         Error::Training(format!(
-            "the loss of step {step} (epoch {epoch}, learning rate {lr:.3e}) is {loss}; try a lower --lr or a longer \
-             --warmup-epochs. Checkpoints in {} are from before",
+            "the {what} of step {step} (epoch {epoch}, learning rate {lr:.3e}) is {value}; try a lower --lr or a longer \
+             --warmup-epochs{other}. Checkpoints in {} are from before",
             self.dir.display()
         ))
     }
@@ -222,7 +313,7 @@ impl Session {
     /// Evaluates, writes the row, keeps the best, saves.
     fn end_epoch(&mut self, what: &str, images_per_s: f64) -> Result<()> {
         let val = match &self.val {
-            Some(loader) => Some(self.evaluator().run("validation", loader, |label| label)?),
+            Some(loader) => Some(self.validate(loader)?),
             None => None,
         };
         let row = self.row(val.as_ref())?;
@@ -259,6 +350,15 @@ impl Session {
         self.save(if beaten { &both } else { &both[1..] })
     }
 
+    /// Evaluates the validation part by the averaged weights, where there are any.
+    fn validate(&self, loader: &Loader) -> Result<Evaluation> {
+        let run = || self.evaluator().run("validation", loader, |label| label);
+        match &self.ema {
+            Some(ema) => ema.with(self.model.parameters(), run),
+            None => run(),
+        }
+    }
+
     fn row(&self, val: Option<&Evaluation>) -> Result<EpochRow> {
         let running = &self.state.running;
         let train = Confusion::from_counts(self.model.num_classes(), running.confusion.clone())?;
@@ -284,7 +384,7 @@ impl Session {
         let name = format!("{name:?}").to_lowercase();
         self.state.schedule = ScheduleState { name, step, lr: self.schedule.lr(step) };
         self.state.random = RandomState { step: step + 1, ..self.state.random.clone() };
-        let weights = self.model.state()?;
+        let mut weights = self.model.state()?;
         if let Some((bad, _)) =
             weights.arrays.iter().find(|(_, a)| a.to_f32().iter().any(|x| !x.is_finite()))
         {
@@ -293,21 +393,28 @@ impl Session {
             );
             return Err(Error::Training(message));
         }
+        let mut average = self.ema.as_ref().map(|ema| ema.state(&self.model)).transpose()?;
+        for dict in [&mut weights].into_iter().chain(&mut average) {
+            trained::describe(dict, &self.state.classes, (self.state.mean, self.state.std));
+        }
         let weights = safetensors::to_bytes(&weights);
+        let average = average.as_ref().map(safetensors::to_bytes);
         let optimizer = safetensors::to_bytes(&self.optimizer.save(self.model.parameters())?);
         let (state, config) = (self.state.to_json(), self.config.to_toml());
-        let files = [
+        let mut files = vec![
             (checkpoint::MODEL, weights.as_slice()),
             (checkpoint::OPTIM, optimizer.as_slice()),
             (checkpoint::STATE, state.as_bytes()),
             (checkpoint::CONFIG, config.as_bytes()),
         ];
+        files.extend(average.as_ref().map(|bytes| (checkpoint::EMA, bytes.as_slice())));
         names.iter().try_for_each(|name| checkpoint::save(&self.dir.join(name), &files))
     }
 
     /// Scores the best checkpoint on every part but the training part.
     pub(super) fn score_best(&mut self) -> Result<Vec<PartMetrics>> {
-        let weights = safetensors::read(self.dir.join(checkpoint::BEST).join(checkpoint::MODEL))?;
+        let best = self.dir.join(checkpoint::BEST);
+        let weights = safetensors::read(checkpoint::weights(&best, false))?;
         self.model.load(&weights, Load::Exact)?;
         let mut all = Vec::new();
         for part in [Part::Val, Part::Test, Part::IdTest] {
@@ -324,6 +431,7 @@ impl Session {
         Evaluator {
             model: &self.model,
             device: &self.device,
+            precision: self.config.train.precision,
             loss: &self.loss,
             dataset: &self.images.dataset,
             progress: self.progress,

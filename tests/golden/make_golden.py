@@ -64,7 +64,7 @@ def run_op(case):
     leaves = {name: x for name, x in wide.items() if x.is_floating_point() and x.requires_grad}
     grads = torch.autograd.grad(
         list(outputs[name] for name in upstream), list(leaves.values()), [g.double() for g in upstream.values()]
-    ) if leaves else []
+    ) if upstream and leaves else ()
     tensors = {f"in.{name}": x for name, x in case["in"].items()}
     tensors |= {f"out.{name}": single(y) for name, y in outputs.items()}
     tensors |= {f"gout.{name}": g for name, g in upstream.items()}

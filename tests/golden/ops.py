@@ -238,6 +238,35 @@ layer_norm("two", (4, 2), eps=1e-3)
 layer_norm("offset", (3, 48), mean=10.0)
 
 
+# ---------------------------------------------------------------------------------------------------- training steps
+
+
+def clip_grad_norm(name, lengths, max_norm=None, loss_scale=1.0):
+    """Gradients of parameters of several lengths, side by side in one flat buffer."""
+
+    def run(grad):
+        parameters = [torch.nn.Parameter(torch.zeros_like(g)) for g in grad.split(lengths)]
+        for parameter, g in zip(parameters, grad.split(lengths)):
+            parameter.grad = g / loss_scale
+        norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if max_norm is None else max_norm)
+        return {"norm": norm.reshape(1), "clipped": torch.cat([p.grad for p in parameters])}
+
+    attrs = {"max_norm": max_norm, "loss_scale": loss_scale}
+    add(f"clip_grad_norm_{name}", "clip_grad_norm", attrs, lambda: {"grad": loss_scale * normal([sum(lengths)])}, run, ("grad",))
+
+
+clip_grad_norm("one", [1], max_norm=0.25)
+clip_grad_norm("short_enough", [7, 26], max_norm=100.0)
+clip_grad_norm("clipped", [33, 1, 129], max_norm=1.0)
+clip_grad_norm("scaled", [5, 1100], max_norm=2.5, loss_scale=65536.0)
+clip_grad_norm("norm_alone", [129], loss_scale=0.5)
+
+for label, length, decay in (("one", 1, 0.5), ("slow", 129, 0.9999), ("fast", 33, 0.25)):
+    # timm's ModelEmaV2: decay * average + (1 - decay) * value.
+    add(f"ema_step_{label}", "ema_step", {"decay": decay}, lambda length=length: {"average": normal([length]), "value": normal([length])},
+        lambda average, value, decay=decay: {"average": decay * average + (1 - decay) * value}, ("average", "value"))
+
+
 # ---------------------------------------------------------------------------------------------------- attention
 
 
