@@ -373,6 +373,26 @@ pub(super) fn forward(
     }))
 }
 
+/// Gradients of x and w off the tape; each where it is wanted.
+pub(super) fn gradients(
+    p: Conv2dParams,
+    (x, w): (&Tensor, &Tensor),
+    dy: &Tensor,
+    wanted: [bool; 2],
+) -> Result<[Option<Tensor>; 2]> {
+    let mut grads = [None, None];
+    if wanted[0] {
+        let dx = x.empty_like()?;
+        CONV2D_DGRAD.launch(&p, &[dy, w, &dx])?;
+        grads[0] = Some(dx);
+    }
+    if wanted[1] {
+        let parts = weight_parts(&p, x);
+        grads[1] = Some(in_parts(p, parts, w.shape(), &CONV2D_WGRAD, &[x, dy])?);
+    }
+    Ok(grads)
+}
+
 fn bias_gradient(p: Conv2dParams, dy: &Tensor) -> Result<Tensor> {
     if dy.dtype().is_half() {
         return sum_rows(dy);

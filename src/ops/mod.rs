@@ -2,6 +2,7 @@
 //! cases that parity tests, gradient checks, benchmarks and `attn2d verify` all walk.
 
 pub(crate) mod attention;
+pub(crate) mod attention_block;
 pub(crate) mod attention_rows;
 pub(crate) mod batch_norm;
 pub mod case;
@@ -22,6 +23,7 @@ pub(crate) mod reduce;
 pub(crate) mod softmax;
 pub(crate) mod tensor_cores;
 
+pub use attention_block::{AttentionBlock, attention_block};
 pub use batch_norm::{Activation, BatchNorm, batch_norm};
 pub use cast::cast;
 pub use conv2d::{Conv2d, conv2d};
@@ -55,6 +57,7 @@ pub fn specs() -> Vec<&'static OpSpec> {
         &linear::LINEAR,
         &global_attention::SPEC,
         &local_attention::SPEC,
+        &attention_block::SPEC,
         &batch_norm::SPEC,
         &layer_norm::SPEC,
         &max_pool2d::SPEC,
