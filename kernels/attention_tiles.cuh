@@ -193,3 +193,59 @@ template <int D> DEVICE void put_rows(const Params &p, const Head &head, float *
         }
     }
 }
+
+// ------------------------------------------------------------------------------------------------ forward
+
+// Joins the sixteen threads of a row.
+DEVICE float row_max(float v) {
+    for (int lane = 8; lane > 0; lane /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, lane));
+    return v;
+}
+DEVICE float row_sum(float v) {
+    for (int lane = 8; lane > 0; lane /= 2) v += __shfl_xor_sync(0xffffffffu, v, lane);
+    return v;
+}
+
+// Numbers chunk .. chunk + D - 1 of the output of 64 queries of a head, from q0 on, and (with the first) their log-sum-exp.
+template <int D> DEVICE void forward(const Params &p, const Head &head, u32 q0, u32 chunk, const float *q, const float *k,
+    const float *v, const float *tables, float *y, float *lse, float *shared) {
+    Memory m(p, shared);
+    u32 tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    float out[4][D / 16] = {}, largest[4], sum[4] = {};
+    UNROLL for (int i = 0; i < 4; i++) largest[i] = -INFINITY;
+    for (u32 k0 = 0; k0 < head.tokens; k0 += TILE) {
+        Keys keys(p, k0);
+        if (k0 == 0 || keys.wide) fill_column_terms(p, head, keys, q0, q, tables, m);
+        fill_row_terms(p, head, keys, q0, q, tables, m);
+        float s[4][4];
+        multiply(p, head, q, q0, k, k0, m, s);
+        UNROLL for (int i = 0; i < 4; i++) {
+            u32 at = 4 * ty + i, query = least(q0 + at, head.tokens - 1);
+            float top = largest[i];
+            UNROLL for (int j = 0; j < 4; j++) {
+                u32 key = k0 + 4 * tx + j;
+                s[i][j] = key < head.tokens ? with_terms(p, head, keys, query, key, at, tables, m, p.scale * s[i][j]) : -INFINITY;
+                top = fmaxf(top, s[i][j]);
+            }
+            top = row_max(top);
+            float factor = expf(largest[i] - top);
+            largest[i] = top;
+            sum[i] *= factor;
+            UNROLL for (int j = 0; j < 4; j++) {
+                s[i][j] = expf(s[i][j] - top);
+                sum[i] += s[i][j];
+            }
+            UNROLL for (int j = 0; j < D / 16; j++) out[i][j] *= factor;
+        }
+        put_scores(m, s);
+        apply<D>(p, head, v, k0, chunk, 1.0f, m, out);
+    }
+    float factor[4];
+    UNROLL for (int i = 0; i < 4; i++) {
+        float all = row_sum(sum[i]);
+        factor[i] = 1.0f / all;
+        u32 t = q0 + 4 * ty + i;
+        if (tx == 0 && chunk == 0 && t < head.tokens) lse[head.stat + t * p.g] = largest[i] + logf(all);
+    }
+    put_rows<D>(p, head, y, q0, chunk, factor, out);
+}

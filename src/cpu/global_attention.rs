@@ -24,7 +24,7 @@ mod forward;
 mod split;
 
 pub(crate) use backward::{Inputs, backward};
-pub(crate) use forward::forward;
+pub(crate) use forward::{forward, one_head};
 pub(crate) use split::{dkv, dq, tables, tables_sum};
 
 /// [`forward`]: q, k, v, tables -> y, lse.

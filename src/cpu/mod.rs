@@ -4,6 +4,7 @@
 //! Results do not depend on the number of threads: work is cut into the same pieces whoever does them, and sums are
 //! taken in a fixed order.
 
+pub(crate) mod attention_block;
 pub(crate) mod attention_rows;
 pub(crate) mod avg_pool2d;
 pub(crate) mod batch_norm;

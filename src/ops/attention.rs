@@ -68,7 +68,12 @@ impl TableLayout {
     }
 
     /// Refuses tables that do not have the layout's shapes; `what` says what they must fit.
-    fn check(&self, op: &'static str, what: &str, tables: [Option<&Tensor>; 3]) -> Result<()> {
+    pub(crate) fn check(
+        &self,
+        op: &'static str,
+        what: &str,
+        tables: [Option<&Tensor>; 3],
+    ) -> Result<()> {
         let (g, d) = (self.heads, self.d);
         let expected = [
             ("rel_h", vec![self.rows, g * d]),
@@ -112,7 +117,7 @@ impl TableLayout {
     }
 
     /// The gradients of the tables that were given, of their own shapes, out of the packed ones.
-    fn unpack(
+    pub(crate) fn unpack(
         &self,
         d: usize,
         q: &Tensor,
@@ -186,9 +191,9 @@ pub(crate) fn padded(x: &Tensor, d: usize) -> usize {
     if one_walk(x) { d } else { d.next_multiple_of(16 / x.dtype().bytes()) }
 }
 
-/// Elements from one of q's gradients to the next in the packed gradients.
-pub(crate) fn part(q: &Tensor, d: usize) -> usize {
-    (q.numel() / q.shape()[4] * d).next_multiple_of(ALIGN)
+/// Elements from one of q's gradients to the next in the packed gradients: `rows` tokens of heads of d numbers.
+pub(crate) fn part(rows: usize, d: usize) -> usize {
+    (rows * d).next_multiple_of(ALIGN)
 }
 
 /// Whether the device has no workgroups and so walks over a head once for all gradients (the CPU).
@@ -257,11 +262,15 @@ pub(crate) fn attend<P: Pod + Send>(
 /// tables' gradients lie in the same buffer, and are never rounded), and for maps so small that a GPU's time is mostly the
 /// launches themselves.
 fn one_launch<P>(problem: &Problem<P>, q: &Tensor) -> bool {
-    let elements = 3 * problem.part + problem.layout.offsets()[3];
-    let bytes = (q.dtype().bytes() * elements) as u64;
-    let fits = elements <= i32::MAX as usize && bytes <= q.device().caps().max_binding;
     let worth = if one_walk(q) { !q.dtype().is_half() } else { q.shape()[1] * q.shape()[2] <= 64 };
-    fits && worth
+    packed_fits(problem, q) && worth
+}
+
+/// Whether the device of x can bind the buffer of [`packed`].
+pub(crate) fn packed_fits<P>(problem: &Problem<P>, x: &Tensor) -> bool {
+    let elements = packed_len(problem);
+    let bytes = (x.dtype().bytes() * elements) as u64;
+    elements <= i32::MAX as usize && bytes <= x.device().caps().max_binding
 }
 
 pub(crate) type Gradients = ([Tensor; 3], Option<Tensor>);
@@ -273,17 +282,42 @@ pub(crate) fn packed_gradients<P: Pod>(
     inputs: [&Tensor; 6],
     tables: bool,
 ) -> Result<Gradients> {
-    let (q, part, end) = (inputs[0], problem.part, problem.layout.offsets()[3]);
-    let grads = Tensor::uninit(q.device(), &[3 * part + end], q.dtype())?;
-    let [a, b, c, d, e, f] = inputs;
-    passes.bwd.launch(&problem.params, &[a, b, c, d, e, f, &grads])?;
-    let dtables = match (one_walk(q), tables) {
-        (_, false) => None,
-        (true, true) => Some(grads.view(3 * part, &[end])?),
-        (false, true) => Some(table_gradients(passes, problem, inputs)?),
-    };
+    let (q, part) = (inputs[0], problem.part);
+    let grads = packed(passes, problem, inputs)?;
+    let dtables = tables.then(|| packed_tables(passes, problem, inputs, &grads)).transpose()?;
     let view = |i: usize| grads.view(i * part, q.shape());
     Ok(([view(0)?, view(1)?, view(2)?], dtables))
+}
+
+/// The buffer of [`packed_gradients`]: dq, dk and dv `problem.part` elements apart.
+pub(crate) fn packed<P: Pod>(
+    passes: &Passes,
+    problem: &Problem<P>,
+    inputs: [&Tensor; 6],
+) -> Result<Tensor> {
+    let (q, elements) = (inputs[0], packed_len(problem));
+    let grads = Tensor::uninit(q.device(), &[elements], q.dtype())?;
+    let [a, b, c, d, e, f] = inputs;
+    passes.bwd.launch(&problem.params, &[a, b, c, d, e, f, &grads])?;
+    Ok(grads)
+}
+
+/// Elements of that buffer.
+pub(crate) fn packed_len<P>(problem: &Problem<P>) -> usize {
+    3 * problem.part + problem.layout.offsets()[3]
+}
+
+/// The tables' gradients beside the buffer of [`packed`], or out of it.
+pub(crate) fn packed_tables<P: Pod>(
+    passes: &Passes,
+    problem: &Problem<P>,
+    inputs: [&Tensor; 6],
+    grads: &Tensor,
+) -> Result<Tensor> {
+    match one_walk(inputs[0]) {
+        true => grads.view(3 * problem.part, &[problem.layout.offsets()[3]]),
+        false => table_gradients(passes, problem, inputs),
+    }
 }
 
 /// dq by a thread for each query, dk and dv by a thread for each key.

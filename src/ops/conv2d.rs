@@ -406,12 +406,33 @@ pub(super) fn forward(
     }))
 }
 
+<<<<<<< HEAD
 /// Forward, input gradient and weight gradient.
 fn kernels(p: &Conv2dParams) -> [&'static Kernel; 3] {
     match p.groups {
         1 => [&CONV2D_FWD, &CONV2D_DGRAD, &CONV2D_WGRAD],
         _ => grouped::KERNELS,
     }
+=======
+/// Gradients of x and w off the tape; each where it is wanted.
+pub(super) fn gradients(
+    p: Conv2dParams,
+    (x, w): (&Tensor, &Tensor),
+    dy: &Tensor,
+    wanted: [bool; 2],
+) -> Result<[Option<Tensor>; 2]> {
+    let mut grads = [None, None];
+    if wanted[0] {
+        let dx = x.empty_like()?;
+        CONV2D_DGRAD.launch(&p, &[dy, w, &dx])?;
+        grads[0] = Some(dx);
+    }
+    if wanted[1] {
+        let parts = weight_parts(&p, x);
+        grads[1] = Some(in_parts(p, parts, w.shape(), &CONV2D_WGRAD, &[x, dy])?);
+    }
+    Ok(grads)
+>>>>>>> fused
 }
 
 fn bias_gradient(p: Conv2dParams, dy: &Tensor) -> Result<Tensor> {

@@ -17,6 +17,7 @@ use bytemuck::{Pod, Zeroable};
 
 mod cuda;
 mod spec;
+pub(super) use cuda::tile_bytes;
 pub(crate) use spec::SPEC;
 
 const OP: &str = "global_attention";
@@ -186,7 +187,7 @@ static BWD_TABLES_SUM: Kernel = Kernel {
     plan: |bytes, _| Plan::items(params::<GlobalAttentionParams>(bytes).layout().offsets()[3], 64),
 };
 
-static PASSES: Passes = Passes {
+pub(super) static PASSES: Passes = Passes {
     op: OP,
     fwd: &FWD,
     bwd: &BWD,
@@ -229,17 +230,10 @@ impl GlobalAttention<'_> {
         k: &Tensor,
         v: &Tensor,
     ) -> Result<Problem<GlobalAttentionParams>> {
-        let [n, h, w, g, d] = q.dims(OP, "q [N, H, W, heads, d]")?;
-        let (rows, columns) = (2 * h - 1, 2 * w - 1);
-        // A table of one row adds the same to all scores of a query: it changes nothing, and its gradient is zero.
-        let has = [
-            self.rel_h.is_some() && rows > 1,
-            self.rel_w.is_some() && columns > 1,
-            self.bias.is_some() && rows * columns > 1,
-        ];
-        let layout = TableLayout { rows, columns, heads: g, d, has };
+        let sizes = q.dims(OP, "q [N, H, W, heads, d]")?;
+        let [_, h, w, _, d] = sizes;
         let tables = [self.rel_h, self.rel_w, self.bias];
-        check(OP, [q, k, v], tables, &layout, &format!("a {h}x{w} map"))?;
+        check(OP, [q, k, v], tables, &self.layout(sizes), &format!("a {h}x{w} map"))?;
         if d > MAX_HALF_WIDTH && q.dtype().is_half() && !one_walk(q) {
             let message = format!(
                 "a head may have up to {MAX_HALF_WIDTH} channels in {} on a GPU, but q has {d}; take more heads, or f32",
@@ -247,25 +241,47 @@ impl GlobalAttention<'_> {
             );
             return Err(Error::shape(OP, message));
         }
-        let layout = TableLayout { d: padded(q, d), ..layout };
-        let by_axis = PASSES.by_axis(q, &layout);
+        Ok(self.problem_of(q, sizes))
+    }
+
+    /// The tables of q, k, v `[N, H, W, G, d]`.
+    pub(super) fn layout(&self, [_, h, w, g, d]: [usize; 5]) -> TableLayout {
+        let (rows, columns) = (2 * h - 1, 2 * w - 1);
+        // A table of one row adds the same to all scores of a query: it changes nothing, and its gradient is zero.
+        let has = [
+            self.rel_h.is_some() && rows > 1,
+            self.rel_w.is_some() && columns > 1,
+            self.bias.is_some() && rows * columns > 1,
+        ];
+        TableLayout { rows, columns, heads: g, d, has }
+    }
+
+    /// The problem of q, k, v `[N, H, W, G, d]` that are stored as x is and on its device; the tables are known to fit.
+    pub(super) fn problem_of(
+        &self,
+        x: &Tensor,
+        sizes: [usize; 5],
+    ) -> Problem<GlobalAttentionParams> {
+        let [n, h, w, g, d] = sizes;
+        let layout = TableLayout { d: padded(x, d), ..self.layout(sizes) };
+        let by_axis = PASSES.by_axis(x, &layout);
         let pieces =
             if by_axis { axis_pieces(n * (h * w).div_ceil(64), g) } else { layout.pieces(n) };
-        let part = part(q, layout.d);
+        let part = part(n * h * w * g, layout.d);
         let params = GlobalAttentionParams {
             n: n as u32,
             h: h as u32,
             w: w as u32,
             g: g as u32,
             d: layout.d as u32,
-            has_rel_h: has[0] as u32,
-            has_rel_w: has[1] as u32,
-            has_bias: has[2] as u32,
+            has_rel_h: layout.has[0] as u32,
+            has_rel_w: layout.has[1] as u32,
+            has_bias: layout.has[2] as u32,
             scale: self.scale.unwrap_or(1.0 / (d as f32).sqrt()),
             pieces: pieces as u32,
             part: part as u32,
             by_axis: by_axis as u32,
         };
-        Ok(Problem { params, d, layout, pieces, part })
+        Problem { params, d, layout, pieces, part }
     }
 }

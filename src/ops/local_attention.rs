@@ -255,7 +255,7 @@ impl LocalAttention<'_> {
         let tables = [self.rel_h, self.rel_w, self.bias];
         check(OP, [q, k, v], tables, &layout, &format!("a {kh}x{kw} window"))?;
         let layout = TableLayout { d: padded(q, d), ..layout };
-        let part = part(q, layout.d);
+        let part = part(q.numel() / d, layout.d);
         let mut params = LocalAttentionParams {
             n: n as u32,
             h: h as u32,

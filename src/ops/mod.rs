@@ -2,6 +2,7 @@
 //! cases that parity tests, gradient checks, benchmarks and `attn2d verify` all walk.
 
 pub(crate) mod attention;
+pub(crate) mod attention_block;
 pub(crate) mod attention_rows;
 pub(crate) mod avg_pool2d;
 pub(crate) mod batch_norm;
@@ -32,6 +33,7 @@ pub(crate) mod tensor_cores;
 pub(crate) mod tokens;
 
 pub use avg_pool2d::{AvgPool2d, avg_pool2d};
+pub use attention_block::{AttentionBlock, attention_block};
 pub use batch_norm::{Activation, BatchNorm, batch_norm};
 pub use cast::cast;
 pub use clip_grad_norm::{ClipGradNorm, clip_grad_norm};
@@ -72,6 +74,7 @@ pub fn specs() -> Vec<&'static OpSpec> {
         &linear::LINEAR,
         &global_attention::SPEC,
         &local_attention::SPEC,
+        &attention_block::SPEC,
         &batch_norm::SPEC,
         &conv_block::SPEC,
         &layer_norm::SPEC,

@@ -332,3 +332,39 @@ attend_locally("7x7_d1", (2, 9, 5, 5, 1), [7, 7], "zero", "hwb")
 attend_locally("1x33_map", (1, 1, 33, 1, 8), [3, 3], "mask", "hw")
 attend_locally("sharp", (1, 6, 7, 2, 8), [5, 5], "mask", "hw", sharpness=20.0)
 attend_locally("unscaled", (1, 5, 4, 2, 8), [3, 3], "zero", scale=1.0)
+
+
+# ---------------------------------------------------------------------------------------------------- attention block
+
+
+def attention_block(name, x, heads, d, proj=None, tables="", residual=False, scale=None):
+    """1x1 convolutions to q, k and v, global attention, a 1x1 convolution to `proj` channels, and x added where `residual`."""
+    n, c, h, w = x
+    depth = heads * d
+    attrs = {"heads": heads, "scale": d**-0.5 if scale is None else scale, "residual": residual}
+
+    def inputs():
+        return present(
+            x=normal(x),
+            q_weight=c**-0.5 * normal((depth, c, 1, 1)),
+            k_weight=c**-0.5 * normal((depth, c, 1, 1)),
+            v_weight=c**-0.5 * normal((depth, c, 1, 1)),
+            proj_weight=depth**-0.5 * normal((proj, depth, 1, 1)) if proj else None,
+            rel_h=0.5 * normal([2 * h - 1, depth]) if "h" in tables else None,
+            rel_w=0.5 * normal([2 * w - 1, depth]) if "w" in tables else None,
+        )
+
+    def run(x, q_weight, k_weight, v_weight, proj_weight=None, rel_h=None, rel_w=None):
+        tokens = [F.conv2d(x, weight).permute(0, 2, 3, 1).reshape(n, h, w, heads, d) for weight in (q_weight, k_weight, v_weight)]
+        y = global_attention(*tokens, rel_h, rel_w, scale=attrs["scale"]).reshape(n, h, w, depth).permute(0, 3, 1, 2)
+        y = F.conv2d(y, proj_weight) if proj_weight is not None else y
+        return {"y": y + x if residual else y}
+
+    add(f"attention_block_{name}", "attention_block", attrs, inputs, run)
+
+
+attention_block("7x7_rel", (1, 9, 7, 7), 3, 5, proj=9, tables="hw", residual=True)
+attention_block("3x5", (2, 7, 3, 5), 1, 16, proj=5)
+attention_block("4x4_rel_h", (5, 8, 4, 4), 2, 4, proj=8, tables="h", residual=True, scale=0.2)
+attention_block("one_pixel", (2, 3, 1, 1), 3, 1, tables="hw", residual=True)
+attention_block("13x6_rel_w", (1, 4, 13, 6), 1, 4, proj=4, tables="w", residual=True)

@@ -45,7 +45,7 @@ pub(super) fn forward(
 }
 
 /// panel[k][0..16] = w[first + 0..16][k], zeros past the last row.
-fn pack_rows(w: &[f32], depth: usize, first: usize, rows: usize, panel: &mut [f32]) {
+pub(crate) fn pack_rows(w: &[f32], depth: usize, first: usize, rows: usize, panel: &mut [f32]) {
     let cols = COLS.min(rows - first);
     let w = &w[first * depth..(first + cols) * depth];
     let blocks = depth / COLS;

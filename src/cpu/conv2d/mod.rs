@@ -28,8 +28,10 @@ use super::simd::vectorise;
 use super::threads::with_scratch;
 use crate::kernel::CpuArgs;
 use crate::ops::conv2d::Conv2dParams;
+pub(crate) use correlate::pack_rows;
 use correlate::{forward, input_gradient};
 use rayon::prelude::*;
+pub(crate) use weight::pointwise_weight_gradient;
 use weight::weight_gradient;
 
 /// [`Conv2dParams`] as `usize`.

@@ -20,6 +20,23 @@ pub(super) fn weight_gradient(params: &Conv2dParams, x: &[f32], dy: &[f32], dw: 
     if d.pointwise() {
         d = Dims { n: 1, h: 1, w: d.n * d.h * d.w, p: 1, q: d.n * d.p * d.q, ..d };
     }
+    gradient(&d, x, dy, dw);
+}
+
+/// dw `[o, c]` = sum over rows of dy[row, o] * x[row, c].
+pub(crate) fn pointwise_weight_gradient(
+    rows: usize,
+    (c, o): (usize, usize),
+    x: &[f32],
+    dy: &[f32],
+    dw: &mut [f32],
+) {
+    let (one, none) = ((1, 1), (0, 0));
+    let d = Dims { n: 1, h: 1, w: rows, c, o, kh: 1, kw: 1, p: 1, q: rows, stride: one, pad: none };
+    gradient(&d, x, dy, dw);
+}
+
+fn gradient(d: &Dims, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     let (pixels, depth) = (d.n * d.p * d.q, d.kh * d.kw * d.c);
     if pixels == 0 || dw.is_empty() {
         return dw.fill(0.0);
@@ -45,9 +62,9 @@ pub(super) fn weight_gradient(params: &Conv2dParams, x: &[f32], dy: &[f32], dw: 
                 with_scratch(BLOCK * COLS, |patches| {
                     for (block, part) in blocks.iter().zip(packed.chunks_exact(part_len)) {
                         for j in first..panels.min(first + group) {
-                            pack_patches(&d, x, block.clone(), j * COLS, patches);
+                            pack_patches(d, x, block.clone(), j * COLS, patches);
                             let begun = block.start > 0;
-                            add_block(&d, block.len(), begun, j * COLS, part, patches, dw);
+                            add_block(d, block.len(), begun, j * COLS, part, patches, dw);
                         }
                     }
                 });

@@ -33,16 +33,35 @@ pub(crate) fn forward(
 ) {
     let (y, lse) = (SharedMut::new(y), SharedMut::new(lse));
     tasks(p, TILE_Q).into_par_iter().for_each(|task| {
-        SCRATCH.with_borrow_mut(|scratch| head(p, &task, [q, k, v], tables, &y, &lse, scratch));
+        let to = (task.head.base, task.head.stride);
+        SCRATCH.with_borrow_mut(|scratch| head(p, &task, [q, k, v], tables, to, &y, &lse, scratch));
     });
 }
 
-/// All query tiles of one task.
+/// Head g of image n, whose rows of q, k and v lie `stride` apart in slices of their own; y and log-sum-exp as in [`forward`].
+/// No other thread may have this head's rows of y and lse.
+pub(crate) fn one_head(
+    p: &Params,
+    (n, g): (usize, usize),
+    qkv: [&[f32]; 3],
+    stride: usize,
+    tables: &[f32],
+    y: &SharedMut<'_>,
+    lse: &SharedMut<'_>,
+) {
+    let (tokens, heads, d) = (p.tokens(), p.g as usize, p.d as usize);
+    let task = Task { head: Head { n, g, base: 0, stride, d }, tokens: 0..tokens };
+    let to = ((n * tokens * heads + g) * d, heads * d);
+    SCRATCH.with_borrow_mut(|scratch| head(p, &task, qkv, tables, to, y, lse, scratch));
+}
+
+/// All query tiles of one task; `to`: where the first row of y lies and how far apart they are.
 fn head(
     p: &Params,
     task: &Task,
     [q, k, v]: [&[f32]; 3],
     tables: &[f32],
+    (y_base, y_stride): (usize, usize),
     y: &SharedMut<'_>,
     lse: &SharedMut<'_>,
     scratch: &mut Scratch,
@@ -85,7 +104,7 @@ fn head(
             times_columns(rows, (scores, WIDTH, 1), values, tokens, tile, key > 0, out, out_width);
         }
         for i in 0..rows {
-            let row = base + (first + i) * stride;
+            let row = y_base + (first + i) * y_stride;
             // SAFETY: this task alone writes the rows of its head and tokens.
             let (y, lse) = unsafe {
                 (y.slice(row, d), lse.slice((n * tokens + first + i) * p.g as usize + g, 1))

@@ -24,6 +24,11 @@ fn shared(p: &GlobalAttentionParams, copies: u32) -> u32 {
     4 * (2 * SLICE * LINE + TILE * LINE + copies * TILE * (rows + columns))
 }
 
+/// Bytes of shared memory of the forward.
+pub(in crate::ops) fn tile_bytes(p: &GlobalAttentionParams) -> u32 {
+    shared(p, 1)
+}
+
 /// Blocks of one tile of one head, `entries` for heads of up to 32 numbers, up to 64, and wider ones in pieces of 128.
 fn tiles(p: &GlobalAttentionParams, copies: u32, entries: [&'static str; 3]) -> CudaPlan {
     let (width, entry) = match p.d {
