@@ -380,23 +380,14 @@ pub(super) fn forward(
             &unused
         }
     };
-    let [fwd, dgrad, wgrad] = kernels(&p);
+    let [fwd, ..] = kernels(&p);
     fwd.launch(&p, &[x, w, bound, &y])?;
     let mut inputs = vec![x, w];
     inputs.extend(bias);
     let saved = (x.detach(), w.detach());
     Ok(tape::record(op, &inputs, y, move |dy, needs| {
         let (x, w) = saved;
-        let mut grads = vec![None, None];
-        if needs[0] {
-            let dx = x.empty_like()?;
-            dgrad.launch(&p, &[dy, &w, &dx])?;
-            grads[0] = Some(dx);
-        }
-        if needs[1] {
-            let parts = weight_parts(&p, &x);
-            grads[1] = Some(in_parts(p, parts, w.shape(), wgrad, &[&x, dy])?);
-        }
+        let mut grads = gradients(p, (&x, &w), dy, [needs[0], needs[1]])?.to_vec();
         if needs.get(2) == Some(&true) {
             grads.push(Some(bias_gradient(p, dy)?));
         } else {
@@ -406,14 +397,14 @@ pub(super) fn forward(
     }))
 }
 
-<<<<<<< HEAD
 /// Forward, input gradient and weight gradient.
 fn kernels(p: &Conv2dParams) -> [&'static Kernel; 3] {
     match p.groups {
         1 => [&CONV2D_FWD, &CONV2D_DGRAD, &CONV2D_WGRAD],
         _ => grouped::KERNELS,
     }
-=======
+}
+
 /// Gradients of x and w off the tape; each where it is wanted.
 pub(super) fn gradients(
     p: Conv2dParams,
@@ -421,18 +412,18 @@ pub(super) fn gradients(
     dy: &Tensor,
     wanted: [bool; 2],
 ) -> Result<[Option<Tensor>; 2]> {
+    let [_, dgrad, wgrad] = kernels(&p);
     let mut grads = [None, None];
     if wanted[0] {
         let dx = x.empty_like()?;
-        CONV2D_DGRAD.launch(&p, &[dy, w, &dx])?;
+        dgrad.launch(&p, &[dy, w, &dx])?;
         grads[0] = Some(dx);
     }
     if wanted[1] {
         let parts = weight_parts(&p, x);
-        grads[1] = Some(in_parts(p, parts, w.shape(), &CONV2D_WGRAD, &[x, dy])?);
+        grads[1] = Some(in_parts(p, parts, w.shape(), wgrad, &[x, dy])?);
     }
     Ok(grads)
->>>>>>> fused
 }
 
 fn bias_gradient(p: Conv2dParams, dy: &Tensor) -> Result<Tensor> {

@@ -32,8 +32,8 @@ pub(crate) mod stochastic_depth;
 pub(crate) mod tensor_cores;
 pub(crate) mod tokens;
 
-pub use avg_pool2d::{AvgPool2d, avg_pool2d};
 pub use attention_block::{AttentionBlock, attention_block};
+pub use avg_pool2d::{AvgPool2d, avg_pool2d};
 pub use batch_norm::{Activation, BatchNorm, batch_norm};
 pub use cast::cast;
 pub use clip_grad_norm::{ClipGradNorm, clip_grad_norm};
