@@ -12,8 +12,10 @@ use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
 mod cuda;
+mod ends;
 mod spec;
 
+pub(super) use ends::{normalised, with_statistics};
 pub(crate) use spec::SPEC;
 pub(super) use spec::options;
 
@@ -43,6 +45,9 @@ pub(crate) struct Conv2dParams {
     pub(crate) bias: u32,
     /// Weight and bias gradient: into how many parts the pixels are cut.
     pub(crate) parts: u32,
+    /// A forward that ends in a norm: its activation (0 none, 1 ReLU, 2 SiLU), and whether there is a residual (1) or not.
+    pub(crate) act: u32,
+    pub(crate) residual: u32,
 }
 
 #[repr(C)]
@@ -235,13 +240,20 @@ impl Conv2dParams {
             pad_w: pad.1 as u32,
             bias: 0,
             parts: 1,
+            act: 0,
+            residual: 0,
         }
     }
 }
 
 impl Conv2d {
     /// The parameter block, where the shapes fit: the one place where they are checked.
-    fn check(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Conv2dParams> {
+    pub(super) fn check(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Conv2dParams> {
         const OP: &str = "conv2d";
         let fail = |message: String| Err(Error::shape(OP, message));
         require_float(OP, "x", x)?;
@@ -350,10 +362,22 @@ pub(super) fn forward(
         }
     };
     CONV2D_FWD.launch(&p, &[x, w, bound, &y])?;
+    Ok(recorded(op, p, x, w, bias, y))
+}
+
+/// y, the convolution `p` of x, on the tape as `op`.
+fn recorded(
+    op: &'static str,
+    p: Conv2dParams,
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    y: Tensor,
+) -> Tensor {
     let mut inputs = vec![x, w];
     inputs.extend(bias);
     let saved = (x.detach(), w.detach());
-    Ok(tape::record(op, &inputs, y, move |dy, needs| {
+    tape::record(op, &inputs, y, move |dy, needs| {
         let (x, w) = saved;
         let mut grads = vec![None, None];
         if needs[0] {
@@ -371,7 +395,7 @@ pub(super) fn forward(
             grads.push(None);
         }
         Ok(grads)
-    }))
+    })
 }
 
 fn bias_gradient(p: Conv2dParams, dy: &Tensor) -> Result<Tensor> {
