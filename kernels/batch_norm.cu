@@ -2,8 +2,8 @@
 // explained in src/ops/batch_norm.rs. Layout [rows, channels]. Images are stored as the launch says; the table, weight, bias,
 // running statistics and their sums are f32 throughout, and nothing is rounded between load and store.
 //
-// Statistics and sums: a block takes a block of rows and some channels (columns.cuh); a second launch joins the blocks, one
-// thread a channel. The rest: a thread owns neighbouring elements of 16 bytes, four in f32, eight of a 16-bit type. Bytes: stats x,
+// Statistics and sums: a block takes a block of rows and some channels (columns.cuh), or a convolution has
+// gathered them (conv2d.cu); a second launch joins the blocks. The rest: a thread owns neighbouring elements of 16 bytes, four in f32, eight of a 16-bit type. Bytes: stats x,
 // forward x (+ residual) and y; backward sums x, dy (+ third), backward the same and dx (+ dresidual): half of them in half
 // precision, but for the table, which comes from the cache. Memory-bound: twice as fast in half precision is what to expect
 // (not timed: no GPU). The backward keeps six numbers of eight channels at hand, 65 to 71 registers: three blocks a multiprocessor, whose
@@ -98,25 +98,38 @@ KERNEL(256) OF(batch_norm_stats)(BatchNormParams p, const Real *x, float *part) 
     with_width(p.channels, [=](auto width) { stats<width.n>(p, x, part, shares); });
 }
 
-KERNEL(64) batch_norm_finish_f32(
+// Joins the blocks: a block takes 8 channels, its threads stand in 32 rows. The mean is the mean of the blocks' as seen from the first of
+// them, then the squared deviations are those inside the blocks and of the blocks' means: no division, and a mean far from zero
+// costs no accuracy.
+KERNEL(256) batch_norm_finish_f32(
     BatchNormParams p, const float *part, const float *weight, const float *bias, float *running_mean, float *running_var,
     float *table) {
-    u32 c = flat_id();
-    if (c >= p.channels) return;
-    Moments<1> total = {};
-    for (u32 b = 0; b < p.blocks; b++) {
-        u32 rows = least(p.rows_per_block, p.rows - b * p.rows_per_block);
-        const float *at = part + b * 2 * p.channels + c;
-        total.merge(float(rows), at, at + p.channels);
+    SMEM(float, shares, 512);
+    Columns at;
+    at.lanes = 8, at.lane = threadIdx.x % 8, at.row = threadIdx.x / 8, at.step = 32;
+    at.channel = blockIdx.x * 8 + at.lane;
+    at.inside = at.channel < p.channels;
+    const float *own = part + least(at.channel, p.channels - 1);
+    float rows = float(p.rows), shift = own[0], sum[1] = {}, m2[1] = {};
+    auto rows_of = [=](u32 b) { return float(least(p.rows_per_block, p.rows - b * p.rows_per_block)); };
+    for (u32 b = at.row; b < p.blocks; b += at.step) sum[0] += rows_of(b) * (own[b * 2 * p.channels] - shift);
+    add_rows<1>(sum, shares, at);
+    __syncthreads();
+    float mean = shift + shares[at.lane] / rows;
+    for (u32 b = at.row; b < p.blocks; b += at.step) {
+        const float *block = own + b * 2 * p.channels;
+        m2[0] += block[p.channels] + rows_of(b) * ((block[0] - mean) * (block[0] - mean));
     }
-    float rows = float(p.rows);
-    float inv_std = 1.0f / sqrtf(total.m2[0] / rows + p.eps);
-    table[c] = total.mean[0];
+    add_rows<1>(m2, shares + 256, at);
+    if (!at.inside || at.row != 0) return;
+    u32 c = at.channel;
+    float inv_std = 1.0f / sqrtf(m2[0] / rows + p.eps);
+    table[c] = mean;
     table[p.channels + c] = inv_std;
     table[2 * p.channels + c] = weight[c] * inv_std;
     table[3 * p.channels + c] = bias[c];
-    running_mean[c] += p.momentum * (total.mean[0] - running_mean[c]);
-    running_var[c] += p.momentum * (total.m2[0] / (rows - 1.0f) - running_var[c]);
+    running_mean[c] += p.momentum * (mean - running_mean[c]);
+    running_var[c] += p.momentum * (m2[0] / (rows - 1.0f) - running_var[c]);
 }
 
 KERNEL(64) batch_norm_table_f32(

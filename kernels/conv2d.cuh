@@ -4,7 +4,15 @@ struct Conv2dParams {
     // Images, input rows, columns and channels; output channels, kernel rows and columns, output rows and columns.
     u32 n, h, w, c, o, kh, kw, p, q;
     u32 stride_h, stride_w, pad_h, pad_w, bias, parts, groups;
+    // Of a forward that ends in a norm.
+    u32 act, residual;
 };
+
+// The activation at the end of a norm.
+DEVICE float activated(const Conv2dParams &p, float z) {
+    if (p.act == 1) return z < 0.0f ? 0.0f : z;
+    return p.act == 2 ? z * sigmoid(z) : z;
+}
 
 // A place in a sum over kernel taps and channels, channels innermost: counted up, never divided out. Or a pixel: column, row, image.
 struct Walk {

@@ -7,7 +7,7 @@
 // them in the L2 cache. A thread's packs are of pixels 32 apart, at the same place of the sum, so one walk over (tap, channel) serves
 // them all; a pixel costs two registers, its index and which of its taps lie in the image.
 //
-// What ends a product is one struct (Bias): asked once for a pair of columns, it is given their sums in f32.
+// What ends a product is one struct (Bias, in conv2d_ends_mma.cu Norm): asked once for a pair of columns, it is given their sums in f32.
 //
 // Tiles, the largest of which there are enough (src/ops/conv2d/cuda.rs): 128 x 128, 128 x 64 for few output channels, 64 x 64 for
 // small problems and for channel counts that are no multiple of 8. Each of four warps owns a quarter:
@@ -28,106 +28,15 @@
 //
 // Limits: tensors of less than 2^31 elements; in the vec8 variants rows of x and w at multiples of 16 bytes and kernels of up to 12 x 12.
 
-#include "conv2d_mma.cuh"
-
-// Output pixels, along the sum.
-template <int BM, bool VEC> struct Windows {
-    static constexpr int PASSES = Tile<BM, true>::PASSES;
-    Share<BM, true, VEC> share;
-    Conv2dParams p;
-    const Real *x;
-    Walk at, step;
-    // Of each pixel: the index of its first tap, and the taps inside (VEC), else the row and column of the first.
-    u32 origin[PASSES], row[PASSES], column[PASSES];
-    Taps taps[PASSES];
-
-    DEVICE Windows(const Conv2dParams &p, const Real *x, u32 first) : p(p), x(x) {
-        UNROLL for (int i = 0; i < PASSES; i++) {
-            u32 pixel = first + share.row + i * Tile<BM, true>::ROWS, image = pixel / (p.p * p.q);
-            // What lies above or left of the image wraps to something large; so does a pixel past the last.
-            row[i] = pixel < p.n * p.p * p.q ? pixel / p.q % p.p * p.stride_h - p.pad_h : 0x80000000u;
-            column[i] = pixel % p.q * p.stride_w - p.pad_w;
-            origin[i] = ((image * p.h + row[i]) * p.w + column[i]) * p.c;
-            if constexpr (VEC) {
-                taps[i].template add<true>(row[i], p.kh, p.h, 0);
-                taps[i].template add<true>(column[i], p.kw, p.w, 16);
-            }
-        }
-        at.to(share.pack * 8, p.c, p.kw);
-        step.to(STEP, p.c, p.kw);
-    }
-    DEVICE u32 offset(const Walk &at) const { return (at.r * p.w + at.s) * p.c + at.c; }
-    DEVICE bool inside(int i, const Walk &at) const { return at.r < p.kh && row[i] + at.r < p.h && column[i] + at.s < p.w; }
-    DEVICE void fetch(uint4 *tile) {
-        if constexpr (VEC) {
-            u32 tap = Taps::of(at), from = offset(at);
-            UNROLL for (int i = 0; i < PASSES; i++) share.move(i, tile, x, origin[i] + from, taps[i].has(tap));
-        } else if (p.c % 8 == 0) {
-            UNROLL for (int i = 0; i < PASSES; i++) share.move(i, tile, x, origin[i] + offset(at), inside(i, at));
-        } else {
-            Walk each = at;
-            UNROLL for (int j = 0; j < 8; j++) {
-                UNROLL for (int i = 0; i < PASSES; i++) share.gather(i, j, x, origin[i] + offset(each), inside(i, each));
-                each.on(1, p.c, p.kw);
-            }
-        }
-        at.on(step, p.c, p.kw);
-    }
-};
-
-// Output channels, along the sum: rows of the weight.
-template <int BN, bool VEC> struct Filters {
-    static constexpr int PASSES = Tile<BN, true>::PASSES;
-    Share<BN, true, VEC> share;
-    const Real *w;
-    u32 o, channels, k, end;
-
-    DEVICE Filters(const Conv2dParams &p, const Real *w, u32 first)
-        : w(w), o(first + share.row), channels(p.o), k(share.pack * 8), end(p.kh * p.kw * p.c) {}
-    DEVICE void fetch(uint4 *tile) {
-        UNROLL for (int i = 0; i < PASSES; i++) {
-            u32 row = o + i * Tile<BN, true>::ROWS;
-            if (VEC || end % 8 == 0) {
-                share.move(i, tile, w, row * end + k, row < channels && k < end);
-            } else if constexpr (!VEC) {
-                UNROLL for (int j = 0; j < 8; j++) share.gather(i, j, w, row * end + k + j, row < channels && k + j < end);
-            }
-        }
-        k += STEP;
-    }
-};
-
-// How a forward product ends.
-struct Bias {
-    const float *bias;
-    u32 columns;
-
-    struct Pair {
-        float first, second;
-        DEVICE float low(float sum) const { return sum + first; }
-        DEVICE float high(float sum) const { return sum + second; }
-    };
-    DEVICE Pair of(u32 column) const {
-        return Pair{bias && column < columns ? bias[column] : 0.0f, bias && column + 1 < columns ? bias[column + 1] : 0.0f};
-    }
-};
-
-// Rows of y.
-template <int BN> struct Pixels {
-    u32 pixel, end, columns;
-    DEVICE Pixels(const Conv2dParams &p, u32 first) : pixel(first + threadIdx.x / Tile<BN, false>::PACKS), end(p.n * p.p * p.q), columns(p.o) {}
-    DEVICE u32 index() const { return pixel < end ? pixel * columns : NOWHERE; }
-    DEVICE void on() { pixel += Tile<BN, false>::ROWS; }
-};
+#include "conv2d_fwd_mma.cuh"
 
 template <int BM, int BN, int STAGES, bool VEC>
 DEVICE void forward(const Conv2dParams &p, const Real *x, const Real *w, const float *bias, Real *y, uint4 *shared) {
-    u32 tiles = (p.o + BN - 1) / BN, row = blockIdx.x / tiles * BM, column = blockIdx.x % tiles * BN;
+    u32 tiles = column_tiles<BN>(p);
     Sums<BM, BN> sums;
-    Windows<BM, VEC> left(p, x, row);
-    Filters<BN, VEC> right(p, w, column);
-    product<BM, BN, STAGES, true, true>(sums, left, right, p.kh * p.kw * p.c, shared);
-    write<BM, BN>(sums, Bias{p.bias ? bias : nullptr, p.o}, Pixels<BN>(p, row), y, column, p.o, shared);
+    multiply_tile<BM, BN, STAGES, VEC>(p, x, w, sums, shared);
+    Bias end{p.bias ? bias : nullptr, p.o};
+    write<BM, BN>(sums, end, Pixels<BN>(p, first_row<BM>(tiles)), y, first_column<BN>(tiles), p.o, shared);
 }
 
 KERNEL(128, 3) OF(conv2d_fwd)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {

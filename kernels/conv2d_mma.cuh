@@ -190,9 +190,14 @@ DEVICE void product(Sums<BM, BN> &sums, L &left, R &right, u32 end, uint4 *share
 
 // Rounds the tile's sums after `finish(sum, column)` and writes them in packs, by way of shared memory: a fragment's rows are 8 numbers
 // wide, which would fill half of a sector of 32 bytes an access. `rows` stands at the thread's row of the tile: `index()` is where its
-// column 0 lies in `out` (NOWHERE: no such row), `on()` moves it by Tile<BN, false>::ROWS rows.
-template <int BM, int BN, class F, class O>
-DEVICE void write(const Sums<BM, BN> &sums, F finish, O rows, Real *out, u32 first, u32 columns, uint4 *shared) {
+// column 0 lies in `out` (NOWHERE: no such row), `on()` moves it by Tile<BN, false>::ROWS rows. What is written may be changed at last by
+// `after(numbers, their index in out)`, of N at a time.
+struct Nothing {
+    template <int N> DEVICE void operator()(Pack<N> &, u32) const {}
+    static constexpr bool CHANGES = false;
+};
+template <int BM, int BN, class F, class O, class A = Nothing>
+DEVICE void write(const Sums<BM, BN> &sums, F finish, O rows, Real *out, u32 first, u32 columns, uint4 *shared, A after = {}) {
     typedef Tile<BN, false> Layout;
     u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4 * 2;
     __syncthreads();
@@ -213,10 +218,20 @@ DEVICE void write(const Sums<BM, BN> &sums, F finish, O rows, Real *out, u32 fir
         if (index == NOWHERE) continue;
         const uint4 *from = shared + Layout::at(row, pack);
         if (columns % 8 == 0) {
-            if (column < columns) *reinterpret_cast<uint4 *>(out + index + column) = *from;
+            if (column >= columns) continue;
+            if constexpr (A::CHANGES) {
+                Pack<8> v = load<8>(reinterpret_cast<const Real *>(from));
+                after(v, index + column);
+                store(out + index + column, v);
+            } else {
+                *reinterpret_cast<uint4 *>(out + index + column) = *from;
+            }
         } else {
             UNROLL for (u32 k = 0; k < 8; k++) {
-                if (column + k < columns) out[index + column + k] = reinterpret_cast<const Real *>(from)[k];
+                if (column + k >= columns) continue;
+                Pack<1> v = load<1>(reinterpret_cast<const Real *>(from) + k);
+                after(v, index + column + k);
+                store(out + index + column + k, v);
             }
         }
     }

@@ -74,25 +74,53 @@ fn batch_norm_stats_f32(@builtin(global_invocation_id) gid: vec3u) {
 @group(0) @binding(5) var<storage, read_write> finish_var: array<f32>;
 @group(0) @binding(6) var<storage, read_write> finish_table: array<f32>;
 
-// One invocation a channel.
-@compute @workgroup_size(64)
-fn batch_norm_finish_f32(@builtin(global_invocation_id) gid: vec3u, @builtin(num_workgroups) groups: vec3u) {
-    let c = flat_id(gid, groups, 64u);
-    if c >= p.channels { return; }
-    var total = Moments(0.0, 0.0, 0.0);
-    for (var b = 0u; b < p.blocks; b++) {
-        let rows = min(p.rows_per_block, p.rows - b * p.rows_per_block);
-        let at = b * 2u * p.channels + c;
-        total = merge(total, Moments(f32(rows), finish_part[at], finish_part[at + p.channels]));
+var<workgroup> finish_shares: array<f32, 64>;
+
+// The sum over the invocations of a channel, for all of them.
+fn over_rows(lane: u32, v: f32) -> f32 {
+    finish_shares[lane] = v;
+    for (var half = 32u; half >= 8u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half { finish_shares[lane] += finish_shares[lane + half]; }
     }
+    workgroupBarrier();
+    let sum = finish_shares[lane % 8u];
+    workgroupBarrier();
+    return sum;
+}
+
+fn rows_of(block: u32) -> f32 {
+    return f32(min(p.rows_per_block, p.rows - block * p.rows_per_block));
+}
+
+// Joins the blocks: a workgroup takes 8 channels, 8 invocations each. The mean is the mean of the blocks' as seen from the first of them, then
+// the squared deviations are those inside the blocks and of the blocks' means.
+@compute @workgroup_size(64)
+fn batch_norm_finish_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let own = (wg.y * groups.x + wg.x) * 8u + lane % 8u;
+    let c = min(own, p.channels - 1u);
     let rows = f32(p.rows);
-    let inv_std = 1.0 / sqrt(total.m2 / rows + p.eps);
-    finish_table[c] = total.mean;
+    let shift = finish_part[c];
+    var sum = 0.0;
+    for (var b = lane / 8u; b < p.blocks; b += 8u) {
+        sum += rows_of(b) * (finish_part[b * 2u * p.channels + c] - shift);
+    }
+    let mean = shift + over_rows(lane, sum) / rows;
+    var squares = 0.0;
+    for (var b = lane / 8u; b < p.blocks; b += 8u) {
+        let at = b * 2u * p.channels + c;
+        let d = finish_part[at] - mean;
+        squares += finish_part[at + p.channels] + rows_of(b) * (d * d);
+    }
+    let m2 = over_rows(lane, squares);
+    if lane >= 8u || own >= p.channels { return; }
+    let inv_std = 1.0 / sqrt(m2 / rows + p.eps);
+    finish_table[c] = mean;
     finish_table[p.channels + c] = inv_std;
     finish_table[2u * p.channels + c] = finish_weight[c] * inv_std;
     finish_table[3u * p.channels + c] = finish_bias[c];
-    finish_mean[c] += p.momentum * (total.mean - finish_mean[c]);
-    finish_var[c] += p.momentum * (total.m2 / (rows - 1.0) - finish_var[c]);
+    finish_mean[c] += p.momentum * (mean - finish_mean[c]);
+    finish_var[c] += p.momentum * (m2 / (rows - 1.0) - finish_var[c]);
 }
 
 @group(0) @binding(1) var<storage, read> table_weight: array<f32>;

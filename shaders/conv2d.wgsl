@@ -8,6 +8,7 @@ struct Conv2dParams {
     o: u32, kh: u32, kw: u32, p: u32, q: u32,
     stride_h: u32, stride_w: u32, pad_h: u32, pad_w: u32,
     bias: u32, parts: u32, groups: u32,
+    act: u32, residual: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Conv2dParams;
@@ -66,6 +67,14 @@ fn starting_bias(o: u32) -> vec4f {
     return v;
 }
 
+// Where the weights of 4 outputs start; past the last output, the last one's.
+fn weight_rows(o: u32, row: u32) -> vec4u {
+    return min(vec4u(o) + vec4u(0u, 1u, 2u, 3u), vec4u(p.o - 1u)) * row;
+}
+
+// Of four pixels, each of eight channels.
+struct Sums { s00: vec4f, s01: vec4f, s10: vec4f, s11: vec4f, s20: vec4f, s21: vec4f, s30: vec4f, s31: vec4f }
+
 fn store_y(pixel: u32, inside: bool, o: u32, v: vec4f) {
     if inside {
         for (var j = 0u; j < 4u; j++) {
@@ -74,21 +83,19 @@ fn store_y(pixel: u32, inside: bool, o: u32, v: vec4f) {
     }
 }
 
-// Where the weights of 4 outputs start; past the last output, the last one's.
-fn weight_rows(o: u32, row: u32) -> vec4u {
-    return min(vec4u(o) + vec4u(0u, 1u, 2u, 3u), vec4u(p.o - 1u)) * row;
+fn store_sums(t: Quad, o: u32, s: Sums) {
+    store_y(t.index.x, t.inside.x, o, s.s00); store_y(t.index.x, t.inside.x, o + 4u, s.s01);
+    store_y(t.index.y, t.inside.y, o, s.s10); store_y(t.index.y, t.inside.y, o + 4u, s.s11);
+    store_y(t.index.z, t.inside.z, o, s.s20); store_y(t.index.z, t.inside.z, o + 4u, s.s21);
+    store_y(t.index.w, t.inside.w, o, s.s30); store_y(t.index.w, t.inside.w, o + 4u, s.s31);
 }
 
-@compute @workgroup_size(64)
-fn conv2d_fwd_vec4_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let t = quad(first_pixel(wg, groups, lane), p.n, p.p, p.q);
-    let o = wg.y * CHANNELS;
+// The sums of channels o to o + 8, begun with `low` and `high`.
+fn sums_vec4(t: Quad, o: u32, low: vec4f, high: vec4f) -> Sums {
     let c4 = p.c / 4u;
     let w0 = weight_rows(o, p.kh * p.kw * c4);
     let w1 = weight_rows(o + 4u, p.kh * p.kw * c4);
-    var s00 = starting_bias(o);
-    var s01 = starting_bias(o + 4u);
-    var s10 = s00; var s11 = s01; var s20 = s00; var s21 = s01; var s30 = s00; var s31 = s01;
+    var s00 = low; var s01 = high; var s10 = low; var s11 = high; var s20 = low; var s21 = high; var s30 = low; var s31 = high;
     for (var tap = 0u; tap < p.kh * p.kw; tap++) {
         var valid: vec4<bool>;
         let x = taps(t, tap / p.kw, tap % p.kw, &valid) * c4;
@@ -107,21 +114,13 @@ fn conv2d_fwd_vec4_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups
             s30 += x3 * m0; s31 += x3 * m1;
         }
     }
-    store_y(t.index.x, t.inside.x, o, s00); store_y(t.index.x, t.inside.x, o + 4u, s01);
-    store_y(t.index.y, t.inside.y, o, s10); store_y(t.index.y, t.inside.y, o + 4u, s11);
-    store_y(t.index.z, t.inside.z, o, s20); store_y(t.index.z, t.inside.z, o + 4u, s21);
-    store_y(t.index.w, t.inside.w, o, s30); store_y(t.index.w, t.inside.w, o + 4u, s31);
+    return Sums(s00, s01, s10, s11, s20, s21, s30, s31);
 }
 
-@compute @workgroup_size(64)
-fn conv2d_fwd_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let t = quad(first_pixel(wg, groups, lane), p.n, p.p, p.q);
-    let o = wg.y * CHANNELS;
+fn sums_any(t: Quad, o: u32, low: vec4f, high: vec4f) -> Sums {
     let w0 = weight_rows(o, p.kh * p.kw * p.c);
     let w1 = weight_rows(o + 4u, p.kh * p.kw * p.c);
-    var s00 = starting_bias(o);
-    var s01 = starting_bias(o + 4u);
-    var s10 = s00; var s11 = s01; var s20 = s00; var s21 = s01; var s30 = s00; var s31 = s01;
+    var s00 = low; var s01 = high; var s10 = low; var s11 = high; var s20 = low; var s21 = high; var s30 = low; var s31 = high;
     for (var tap = 0u; tap < p.kh * p.kw; tap++) {
         var valid: vec4<bool>;
         let x = taps(t, tap / p.kw, tap % p.kw, &valid) * p.c;
@@ -137,10 +136,21 @@ fn conv2d_fwd_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) gro
             s30 += xs.w * v0; s31 += xs.w * v1;
         }
     }
-    store_y(t.index.x, t.inside.x, o, s00); store_y(t.index.x, t.inside.x, o + 4u, s01);
-    store_y(t.index.y, t.inside.y, o, s10); store_y(t.index.y, t.inside.y, o + 4u, s11);
-    store_y(t.index.z, t.inside.z, o, s20); store_y(t.index.z, t.inside.z, o + 4u, s21);
-    store_y(t.index.w, t.inside.w, o, s30); store_y(t.index.w, t.inside.w, o + 4u, s31);
+    return Sums(s00, s01, s10, s11, s20, s21, s30, s31);
+}
+
+@compute @workgroup_size(64)
+fn conv2d_fwd_vec4_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let t = quad(first_pixel(wg, groups, lane), p.n, p.p, p.q);
+    let o = wg.y * CHANNELS;
+    store_sums(t, o, sums_vec4(t, o, starting_bias(o), starting_bias(o + 4u)));
+}
+
+@compute @workgroup_size(64)
+fn conv2d_fwd_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let t = quad(first_pixel(wg, groups, lane), p.n, p.p, p.q);
+    let o = wg.y * CHANNELS;
+    store_sums(t, o, sums_any(t, o, starting_bias(o), starting_bias(o + 4u)));
 }
 
 // Input gradient: dx[h, w, c] = sum over the taps with h = p * stride + r - pad (and so in width) and over o of dy[p,

@@ -19,8 +19,8 @@ const SILU_RES: u32 = SILU + 1;
 
 /// Calls `$f` with its constant set to this launch's activation and residual.
 macro_rules! with_mode {
-    ($p:expr, $f:ident ( $($arg:expr),* )) => {
-        match 2 * $p.act + $p.residual {
+    ($mode:expr, $f:ident ( $($arg:expr),* )) => {
+        match $mode {
             RES => $f::<RES>($($arg),*),
             RELU => $f::<RELU>($($arg),*),
             RELU_RES => $f::<RELU_RES>($($arg),*),
@@ -145,7 +145,7 @@ fn merge(p: &BatchNormParams, part: &[f32]) -> (Vec<f64>, Vec<f64>) {
 pub(crate) fn fwd(a: &CpuArgs<'_>) {
     let p: BatchNormParams = a.params();
     let (x, res, table, y) = (a.f32(0), a.f32(1), a.f32(2), a.f32_mut(3));
-    with_mode!(p, apply(p.channels as usize, x, res, table, y));
+    with_mode!(2 * p.act + p.residual, apply(p.channels as usize, x, res, table, y));
 }
 
 fn apply<const MODE: u32>(c: usize, x: &[f32], res: &[f32], table: &[f32], y: &mut [f32]) {
@@ -156,17 +156,73 @@ fn apply<const MODE: u32>(c: usize, x: &[f32], res: &[f32], table: &[f32], y: &m
         for (y, (x, res)) in y.chunks_exact_mut(c).zip(input) {
             for i in 0..c {
                 let z = normalise(x[i], t.mean[i], t.scale[i], t.bias[i]);
-                y[i] = match MODE {
-                    RELU => relu(z),
-                    RELU_RES => relu(z + res[i]),
-                    SILU => silu(z),
-                    SILU_RES => silu(z + res[i]),
-                    RES => z + res[i],
-                    _ => z,
-                };
+                y[i] = end::<MODE>(z, res[i]);
             }
         }
     });
+}
+
+/// The activation of z, or of its sum with the residual.
+#[inline(always)]
+fn end<const MODE: u32>(z: f32, res: f32) -> f32 {
+    match MODE {
+        RELU => relu(z),
+        RELU_RES => relu(z + res),
+        SILU => silu(z),
+        SILU_RES => silu(z + res),
+        RES => z + res,
+        _ => z,
+    }
+}
+
+/// [`fwd`] of a few pixels in place, for a convolution that ends in a norm: of the channels from `first` on, which `pixel(i)` gives with those
+/// of the residual (empty where there is none). `mode` is 2 * activation + residual.
+#[inline(always)]
+pub(crate) fn apply_to<'a>(
+    mode: u32,
+    table: &[f32],
+    first: usize,
+    pixels: usize,
+    pixel: impl Fn(usize) -> (&'a mut [f32], &'a [f32]),
+) {
+    let t = Table::new(table, table.len() / 4);
+    with_mode!(mode, pixels_in_place(&t, first, pixels, pixel));
+}
+
+#[inline(always)]
+fn pixels_in_place<'a, const MODE: u32>(
+    t: &Table<'_>,
+    first: usize,
+    pixels: usize,
+    pixel: impl Fn(usize) -> (&'a mut [f32], &'a [f32]),
+) {
+    for p in 0..pixels {
+        let (y, res) = pixel(p);
+        let mut i = 0;
+        while i + LANES <= y.len() {
+            lanes_in_place::<LANES, MODE>(t, first, i, y, res);
+            i += LANES;
+        }
+        for i in i..y.len() {
+            lanes_in_place::<1, MODE>(t, first, i, y, res);
+        }
+    }
+}
+
+#[inline(always)]
+fn lanes_in_place<const L: usize, const MODE: u32>(
+    t: &Table<'_>,
+    first: usize,
+    i: usize,
+    y: &mut [f32],
+    res: &[f32],
+) {
+    let [mean, scale, bias] = [t.mean, t.scale, t.bias].map(|row| take::<L>(row, first + i));
+    let res = if MODE % 2 == 1 { take::<L>(res, i) } else { [0.0; L] };
+    let x = take::<L>(y, i);
+    let out: [f32; L] =
+        std::array::from_fn(|l| end::<MODE>(normalise(x[l], mean[l], scale[l], bias[l]), res[l]));
+    y[i..][..L].copy_from_slice(&out);
 }
 
 #[inline(always)]
@@ -236,7 +292,10 @@ fn take<const L: usize>(x: &[f32], i: usize) -> [f32; L] {
 pub(crate) fn bwd_sums(a: &CpuArgs<'_>) {
     let p: BatchNormParams = a.params();
     let third = if p.has_third() { a.f32(2) } else { a.f32(0) };
-    with_mode!(p, sums(&p, [a.f32(0), a.f32(1), third], a.f32(3), a.f32_mut(4)));
+    with_mode!(
+        2 * p.act + p.residual,
+        sums(&p, [a.f32(0), a.f32(1), third], a.f32(3), a.f32_mut(4))
+    );
 }
 
 fn sums<const MODE: u32>(
@@ -348,7 +407,7 @@ pub(crate) fn bwd(a: &CpuArgs<'_>) {
     }
     let input = [a.f32(0), a.f32(1), third];
     let (dx, dres) = (a.f32_mut(6), if p.residual_grad != 0 { a.f32_mut(7) } else { &mut [] });
-    with_mode!(p, gradient(input, table, &lines, dx, dres));
+    with_mode!(2 * p.act + p.residual, gradient(input, table, &lines, dx, dres));
 }
 
 fn gradient<const MODE: u32>(

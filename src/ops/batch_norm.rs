@@ -137,6 +137,9 @@ const CUDA_BLOCKS: Option<Cuda> = Some(Cuda {
     })
 });
 
+/// Channels whose blocks a workgroup (CUDA: a block of 32 rows of threads) joins.
+const FINISHED: u32 = 8;
+
 /// A thread a channel; all in f32.
 const CUDA_CHANNELS: Option<Cuda> = Some(cuda(|bytes, _| {
     CudaPlan::items(params::<BatchNormParams>(bytes).channels as usize, 1, 64)
@@ -174,8 +177,11 @@ static FINISH: Kernel = Kernel {
     ],
     cpu: cpu::finish,
     wgsl: WGSL,
-    cuda: CUDA_CHANNELS,
-    plan: plan_channels,
+    cuda: Some(cuda(|bytes, _| {
+        let channels = params::<BatchNormParams>(bytes).channels;
+        CudaPlan::grid([channels.div_ceil(FINISHED), 1, 1], FINISHED * 32)
+    })),
+    plan: |bytes, _| Plan::items(params::<BatchNormParams>(bytes).channels as usize, FINISHED),
 };
 
 static TABLE: Kernel = Kernel {

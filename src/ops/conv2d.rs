@@ -14,8 +14,10 @@ use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
 mod cuda;
+mod ends;
 mod spec;
 
+pub(super) use ends::{normalised, with_statistics};
 pub(crate) use spec::SPEC;
 pub(super) use spec::options;
 
@@ -47,6 +49,9 @@ pub(crate) struct Conv2dParams {
     pub(crate) parts: u32,
     /// Groups of channels that do not mix: `c / groups` of them feed `o / groups` outputs.
     pub(crate) groups: u32,
+    /// A forward that ends in a norm: its activation (0 none, 1 ReLU, 2 SiLU), and whether there is a residual (1) or not.
+    pub(crate) act: u32,
+    pub(crate) residual: u32,
 }
 
 #[repr(C)]
@@ -244,6 +249,8 @@ impl Conv2dParams {
             bias: 0,
             parts: 1,
             groups: 1,
+            act: 0,
+            residual: 0,
         }
     }
 
@@ -255,7 +262,12 @@ impl Conv2dParams {
 
 impl Conv2d {
     /// The parameter block, where the shapes fit: the one place where they are checked.
-    fn check(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Conv2dParams> {
+    pub(super) fn check(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Conv2dParams> {
         const OP: &str = "conv2d";
         let fail = |message: String| Err(Error::shape(OP, message));
         require_float(OP, "x", x)?;
@@ -382,10 +394,22 @@ pub(super) fn forward(
     };
     let [fwd, ..] = kernels(&p);
     fwd.launch(&p, &[x, w, bound, &y])?;
+    Ok(recorded(op, p, x, w, bias, y))
+}
+
+/// y, the convolution `p` of x, on the tape as `op`.
+fn recorded(
+    op: &'static str,
+    p: Conv2dParams,
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    y: Tensor,
+) -> Tensor {
     let mut inputs = vec![x, w];
     inputs.extend(bias);
     let saved = (x.detach(), w.detach());
-    Ok(tape::record(op, &inputs, y, move |dy, needs| {
+    tape::record(op, &inputs, y, move |dy, needs| {
         let (x, w) = saved;
         let mut grads = gradients(p, (&x, &w), dy, [needs[0], needs[1]])?.to_vec();
         if needs.get(2) == Some(&true) {
@@ -394,7 +418,7 @@ pub(super) fn forward(
             grads.push(None);
         }
         Ok(grads)
-    }))
+    })
 }
 
 /// Forward, input gradient and weight gradient.

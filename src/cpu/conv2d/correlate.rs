@@ -9,21 +9,27 @@
 //! correlation of dy with the flipped taps that hit it, so the forward's code does it, for any stride.
 
 use super::Dims;
+use super::ends::{End, Sums};
 use crate::cpu::gemm::{COLS, ROWS, Sum, tile, tile_narrow};
 use crate::cpu::simd::vectorise;
 use crate::cpu::threads::{SharedMut, with_scratch};
 use crate::ops::conv2d::Conv2dParams;
 use rayon::prelude::*;
 
-/// y[n,p,q,o] = bias[o] + sum over r,s,c of x[n, p*stride+r-pad, q*stride+s-pad, c] * w[o,r,s,c].
-pub(super) fn forward(
-    params: &Conv2dParams,
-    x: &[f32],
-    w: &[f32],
-    bias: Option<&[f32]>,
-    y: &mut [f32],
-) {
+/// y[n,p,q,o] = end(sum over r,s,c of x[n, p*stride+r-pad, q*stride+s-pad, c] * w[o,r,s,c]).
+pub(super) fn forward(params: &Conv2dParams, x: &[f32], w: &[f32], end: End<'_>, y: &mut [f32]) {
     let d = Dims::new(params);
+    let depth = d.kh * d.kw * d.c;
+    with_scratch(d.o.div_ceil(COLS) * depth * COLS, |packed| {
+        packed
+            .par_chunks_exact_mut((depth * COLS).max(1))
+            .enumerate()
+            .for_each(|(j, panel)| pack_rows(w, depth, j * COLS, d.o, panel));
+        forward_job(&d).run(x, packed, end, y);
+    });
+}
+
+fn forward_job(d: &Dims) -> Correlation {
     let job = Correlation {
         images: d.n,
         input: (d.h, d.w, d.c),
@@ -34,14 +40,13 @@ pub(super) fn forward(
         y_start: 0,
         y_strides: (d.p * d.q * d.o, d.q * d.o, d.o),
     };
-    let depth = d.kh * d.kw * d.c;
-    with_scratch(d.o.div_ceil(COLS) * depth * COLS, |packed| {
-        packed
-            .par_chunks_exact_mut((depth * COLS).max(1))
-            .enumerate()
-            .for_each(|(j, panel)| pack_rows(w, depth, j * COLS, d.o, panel));
-        job.flattened(d.pointwise()).run(x, packed, bias, y);
-    });
+    job.flattened(d.pointwise())
+}
+
+/// Output pixels of a band of the forward, whose statistics are one part of [`End::Stats`]; the last band may have fewer.
+pub(super) fn band_pixels(params: &Conv2dParams) -> usize {
+    let job = forward_job(&Dims::new(params));
+    job.band() * job.output.1
 }
 
 /// panel[k][0..16] = w[first + 0..16][k], zeros past the last row.
@@ -112,7 +117,7 @@ pub(super) fn input_gradient(params: &Conv2dParams, dy: &[f32], w: &[f32], dx: &
                     .par_chunks_exact_mut(depth * COLS)
                     .enumerate()
                     .for_each(|(j, panel)| pack_flipped(&d, w, &v, &u, j * COLS, panel));
-                job.flattened(d.pointwise()).run(dy, packed, None, dx);
+                job.flattened(d.pointwise()).run(dy, packed, End::Bias(None), dx);
             });
         }
     }
@@ -212,7 +217,13 @@ impl Correlation {
             && fits(self.origin.1, self.width(), self.input.1)
     }
 
-    fn run(&self, x: &[f32], packed: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    /// Rows of outputs (counted through all images) of a band.
+    fn band(&self) -> usize {
+        let rows = (self.images * self.output.0).max(1);
+        (BAND / (self.step.0 * self.width() * self.input.2).max(1)).clamp(1, rows)
+    }
+
+    fn run(&self, x: &[f32], packed: &[f32], end: End<'_>, y: &mut [f32]) {
         if y.is_empty() || packed.is_empty() {
             return y.fill(0.0);
         }
@@ -220,7 +231,7 @@ impl Correlation {
         let panels = self.output.2.div_ceil(COLS);
         // Bands of whole output rows; where they are too few to go round, tasks share a band and take some of the
         // panels each.
-        let band = (BAND / (self.step.0 * self.width() * self.input.2)).clamp(1, rows);
+        let band = self.band();
         let bands = rows.div_ceil(band);
         let groups = (4 * rayon::current_num_threads()).div_ceil(bands).min(panels);
         let group = panels.div_ceil(groups);
@@ -228,7 +239,8 @@ impl Correlation {
         (0..bands * groups).into_par_iter().with_max_len(1).for_each(|task| {
             let (band_index, first) = (task / groups, task % groups * group);
             let rows = band_index * band..rows.min((band_index + 1) * band);
-            self.task(rows, first..panels.min(first + group), x, packed, bias, y);
+            let out = Output { y, end, band: band_index };
+            self.task(rows, first..panels.min(first + group), x, packed, &out);
         });
     }
 
@@ -239,8 +251,7 @@ impl Correlation {
         panels: std::ops::Range<usize>,
         x: &[f32],
         packed: &[f32],
-        bias: Option<&[f32]>,
-        y: SharedMut,
+        out: &Output<'_>,
     ) {
         let mut at = Offsets::default();
         if self.inside() {
@@ -256,7 +267,7 @@ impl Correlation {
                     &mut at,
                 );
             });
-            self.product(&at, self.input.1, panels, x, packed, bias, y);
+            self.product(&at, self.input.1, panels, x, packed, out);
         } else {
             let (width, c) = (self.width(), self.input.2);
             let mut height = 0;
@@ -274,7 +285,7 @@ impl Correlation {
                     self.offsets(image, from, to, start * width * c, width, &mut at);
                     start += height;
                 });
-                self.product(&at, width, panels, padded, packed, bias, y);
+                self.product(&at, width, panels, padded, packed, out);
             });
         }
     }
@@ -343,10 +354,10 @@ impl Correlation {
         panels: std::ops::Range<usize>,
         x: &[f32],
         packed: &[f32],
-        bias: Option<&[f32]>,
-        y: SharedMut,
+        out: &Output<'_>,
     ) {
         let (c, o) = (self.input.2, self.output.2);
+        let bias = if let End::Bias(bias) = out.end { bias } else { None };
         let sum = Sum {
             k: self.taps.1 * c,
             a_k: 1,
@@ -359,38 +370,51 @@ impl Correlation {
         let depth = self.taps.0 * sum.k;
         for j in panels {
             let panel = &packed[j * depth * COLS..(j + 1) * depth * COLS];
-            let cols = COLS.min(o - j * COLS);
+            let (first, cols) = (j * COLS, COLS.min(o - j * COLS));
+            let mut sums = Sums::default();
             for (a_rows, y_rows) in at.input.chunks(ROWS).zip(at.output.chunks(ROWS)) {
                 let rows = a_rows.len();
                 if let Some(bias) = bias {
                     for &row in y_rows {
                         // SAFETY: these channels of these pixels belong to this task alone.
-                        unsafe { y.slice(row + j * COLS, cols) }
-                            .copy_from_slice(&bias[j * COLS..j * COLS + cols]);
+                        unsafe { out.y.slice(row + first, cols) }
+                            .copy_from_slice(&bias[first..first + cols]);
                     }
                 }
-                let y = y.ptr().wrapping_add(j * COLS);
+                let (a, b, y) = (x.as_ptr(), panel.as_ptr(), out.y.ptr().wrapping_add(first));
                 // SAFETY: the offsets lie in x and y by construction (`task`), the last tap of the last pixel ends
                 // inside x, the panel holds `depth` rows of 16, and no other task has these pixels and channels.
                 unsafe {
                     if cols == COLS {
-                        tile(&sum, rows, x.as_ptr(), a_rows, panel.as_ptr(), y, y_rows);
+                        tile(&sum, rows, a, a_rows, b, y, y_rows);
                     } else {
-                        tile_narrow(
-                            &sum,
-                            rows,
-                            cols,
-                            x.as_ptr(),
-                            a_rows,
-                            panel.as_ptr(),
-                            y,
-                            y_rows,
-                        );
+                        tile_narrow(&sum, rows, cols, a, a_rows, b, y, y_rows);
                     }
                 }
+                // SAFETY: as above.
+                let row = |i: usize| unsafe { out.y.slice(y_rows[i] + first, cols) };
+                match out.end {
+                    End::Bias(_) => {}
+                    End::Stats(_) => sums.add(rows, cols, row),
+                    End::Norm(norm) => norm.apply(first, y_rows, row),
+                }
+            }
+            if let End::Stats(parts) = out.end {
+                let (at, pixels) = (2 * out.band * o + first, at.output.len());
+                // SAFETY: the statistics of these channels of this band belong to this task alone.
+                let (mean, m2) = unsafe { (parts.slice(at, cols), parts.slice(at + o, cols)) };
+                sums.finish(pixels, mean, m2);
             }
         }
     }
+}
+
+/// What a task writes, and how it ends.
+struct Output<'a> {
+    y: SharedMut<'a>,
+    end: End<'a>,
+    /// Which band of output rows.
+    band: usize,
 }
 
 /// Where the pixels of a task start, in the input and in the output.

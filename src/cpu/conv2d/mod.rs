@@ -22,14 +22,16 @@
 //! of 256 cost 20 % at 512 channels (the packed weight is read more often), 512 KiB gain nothing.
 
 mod correlate;
+mod ends;
 mod weight;
 
 use super::simd::vectorise;
-use super::threads::with_scratch;
+use super::threads::{SharedMut, with_scratch};
 use crate::kernel::CpuArgs;
 use crate::ops::conv2d::Conv2dParams;
 pub(crate) use correlate::pack_rows;
 use correlate::{forward, input_gradient};
+use ends::{End, Norm};
 use rayon::prelude::*;
 pub(crate) use weight::pointwise_weight_gradient;
 use weight::weight_gradient;
@@ -77,7 +79,27 @@ impl Dims {
 /// Adaptor of [`forward`].
 pub(crate) fn fwd(args: &CpuArgs<'_>) {
     let p: Conv2dParams = args.params();
-    forward(&p, args.f32(0), args.f32(1), (p.bias == 1).then(|| args.f32(2)), args.f32_mut(3));
+    let end = End::Bias((p.bias == 1).then(|| args.f32(2)));
+    forward(&p, args.f32(0), args.f32(1), end, args.f32_mut(3));
+}
+
+/// The forward that also gathers the mean and the sum of squared deviations of each channel over each band of pixels, see
+/// [`block_pixels`]: `x, w -> part [bands, 2, O], y`.
+pub(crate) fn fwd_stats(args: &CpuArgs<'_>) {
+    let end = End::Stats(SharedMut::new(args.f32_mut(2)));
+    forward(&args.params(), args.f32(0), args.f32(1), end, args.f32_mut(3));
+}
+
+/// The forward with a norm, a residual and an activation behind it: `x, w, table [4, O], residual -> y`.
+pub(crate) fn fwd_norm(args: &CpuArgs<'_>) {
+    let p: Conv2dParams = args.params();
+    let norm = Norm { table: args.f32(2), residual: args.f32(3), mode: 2 * p.act + p.residual };
+    forward(&p, args.f32(0), args.f32(1), End::Norm(norm), args.f32_mut(4));
+}
+
+/// Pixels whose statistics [`fwd_stats`] puts together.
+pub(crate) fn block_pixels(p: &Conv2dParams) -> u32 {
+    correlate::band_pixels(p) as u32
 }
 
 /// Adaptor of [`input_gradient`].
@@ -170,6 +192,8 @@ mod tests {
             bias: 0,
             parts: 1,
             groups: 1,
+            act: 0,
+            residual: 0,
         }
     }
 
@@ -235,9 +259,9 @@ mod tests {
                 dw[iw] += dy[iy] as f64 * x[ix] as f64;
             });
             let mut got = vec![f32::NAN; y.len()];
-            forward(&d, &x, &w, Some(&bias), &mut got);
+            forward(&d, &x, &w, End::Bias(Some(&bias)), &mut got);
             close(&got, &y, &format!("y of {d:?}"));
-            forward(&d, &x, &w, None, &mut got);
+            forward(&d, &x, &w, End::Bias(None), &mut got);
             for (i, v) in y.iter_mut().enumerate() {
                 *v -= bias[i % bias.len()] as f64;
             }
@@ -275,11 +299,13 @@ mod tests {
                     vec![0.0; w.len()],
                     vec![0.0; d.o as usize],
                 );
-                forward(&d, &x, &w, None, &mut y);
+                let bands = (d.n * d.p * d.q).div_ceil(block_pixels(&d)) as usize;
+                let mut part = vec![0.0; bands * 2 * d.o as usize];
+                forward(&d, &x, &w, End::Stats(SharedMut::new(&mut part)), &mut y);
                 input_gradient(&d, &dy, &w, &mut dx);
                 weight_gradient(&d, &x, &dy, &mut dw);
                 bias_gradient(d.o as usize, &dy, &mut db);
-                (y, dx, dw, db)
+                (y, part, dx, dw, db)
             })
         };
         assert_eq!(all(1), all(3));

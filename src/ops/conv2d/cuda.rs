@@ -1,5 +1,5 @@
-//! Plans of the CUDA kernels of convolutions: tiles in f32 (`kernels/conv2d.cu`) and on tensor cores (`kernels/conv2d_mma.cu`,
-//! `kernels/conv2d_bwd_mma.cu`).
+//! Plans of the CUDA kernels of convolutions: tiles in f32 (`kernels/conv2d.cu`, `kernels/conv2d_ends.cu`) and on tensor cores
+//! (`kernels/conv2d_mma.cu`, `kernels/conv2d_ends_mma.cu`, `kernels/conv2d_bwd_mma.cu`).
 
 use super::{Conv2dParams, SumParams, phase_pixels, vectors};
 use crate::Caps;
@@ -8,6 +8,8 @@ use crate::ops::reduce::column_plan;
 
 const SINGLE: CudaText = cuda_text!("conv2d");
 const FORWARD: CudaText = cuda_text!("conv2d_mma");
+const ENDS: CudaText = cuda_text!("conv2d_ends");
+const HALF_ENDS: CudaText = cuda_text!("conv2d_ends_mma");
 const BACKWARD: CudaText = cuda_text!("conv2d_bwd_mma");
 
 const fn single(plan: fn(&[u8], &Caps) -> CudaPlan) -> Option<Cuda> {
@@ -19,6 +21,13 @@ const fn both(
     half: fn(&[u8], &Caps) -> CudaPlan,
 ) -> Option<Cuda> {
     Some(Cuda { text: SINGLE, half: Some(half), plan })
+}
+
+const fn ends(
+    plan: fn(&[u8], &Caps) -> CudaPlan,
+    half: fn(&[u8], &Caps) -> CudaPlan,
+) -> Option<Cuda> {
+    Some(Cuda { text: ENDS, half: Some(half), plan })
 }
 
 /// A product of `rows` x `columns`, `copies` of them, in tiles of 64 x 64 or, where both sides and the number of tiles
@@ -62,6 +71,13 @@ fn tile_of(rows: u32, columns: u32, copies: u32, many: u32) -> (usize, Tile) {
     }
 }
 
+/// The tile of a product on tensor cores, with its place in the lists of entries.
+fn half_tile(rows: u32, columns: u32, copies: u32, vec8: bool) -> (usize, Tile) {
+    // Blocks that give each multiprocessor of a large GPU one.
+    const MANY: u32 = 128;
+    if vec8 { tile_of(rows, columns, copies, MANY) } else { (0, (64, 64)) }
+}
+
 /// `entries`: for any channels, and for multiples of 8 in tiles of 64 x 64, 128 x 64 and 128 x 128.
 fn half_tiles(
     rows: u32,
@@ -70,9 +86,7 @@ fn half_tiles(
     vec8: bool,
     entries: [&'static str; 4],
 ) -> CudaPlan {
-    // Blocks that give each multiprocessor of a large GPU one.
-    const MANY: u32 = 128;
-    let (place, tile) = if vec8 { tile_of(rows, columns, copies, MANY) } else { (0, (64, 64)) };
+    let (place, tile) = half_tile(rows, columns, copies, vec8);
     tile_grid(rows, columns, copies, tile).entry(entries[place])
 }
 
@@ -83,17 +97,56 @@ fn vec8(p: &Conv2dParams, counts: &[u32]) -> bool {
     p.kh.max(p.kw) <= MOST_TAPS && counts.iter().all(|count| count.is_multiple_of(8))
 }
 
+/// The forward in f32, by the entries of [`tiles`].
+fn forward_tiles(bytes: &[u8], entries: [&'static str; 3]) -> CudaPlan {
+    let p: Conv2dParams = params(bytes);
+    tiles(p.n * p.p * p.q, p.o, 1, p.c.is_multiple_of(4), entries)
+}
+
+/// The forward on tensor cores: its tile, with the place in the lists of entries.
+fn forward_tile(p: &Conv2dParams) -> (usize, Tile) {
+    half_tile(p.n * p.p * p.q, p.o, 1, vec8(p, &[p.c]))
+}
+
+fn half_forward_tiles(bytes: &[u8], entries: [&'static str; 4]) -> CudaPlan {
+    let p: Conv2dParams = params(bytes);
+    let (place, tile) = forward_tile(&p);
+    tile_grid(p.n * p.p * p.q, p.o, 1, tile).entry(entries[place]).text(FORWARD)
+}
+
 pub(super) const FWD: Option<Cuda> = both(
+    |bytes, _| forward_tiles(bytes, ["", "conv2d_fwd_vec4_f32", "conv2d_fwd_vec4_large_f32"]),
     |bytes, _| {
-        let p: Conv2dParams = params(bytes);
-        let entries = ["", "conv2d_fwd_vec4_f32", "conv2d_fwd_vec4_large_f32"];
-        tiles(p.n * p.p * p.q, p.o, 1, p.c.is_multiple_of(4), entries)
-    },
-    |bytes, _| {
-        let p: Conv2dParams = params(bytes);
         let entries =
             ["", "conv2d_fwd_vec8_f32", "conv2d_fwd_vec8_tall_f32", "conv2d_fwd_vec8_large_f32"];
-        half_tiles(p.n * p.p * p.q, p.o, 1, vec8(&p, &[p.c]), entries).text(FORWARD)
+        half_forward_tiles(bytes, entries)
+    },
+);
+
+pub(super) const STATS: Option<Cuda> = ends(
+    |bytes, _| forward_tiles(bytes, ["", "conv2d_stats_vec4_f32", "conv2d_stats_vec4_large_f32"]),
+    |bytes, _| {
+        let entries = [
+            "",
+            "conv2d_stats_vec8_f32",
+            "conv2d_stats_vec8_tall_f32",
+            "conv2d_stats_vec8_large_f32",
+        ];
+        half_forward_tiles(bytes, entries).text(HALF_ENDS)
+    },
+);
+
+/// Rows of y whose statistics [`STATS`] puts together: 64 of a tile in f32, on tensor cores a warp's, which are half of its tile's.
+pub(super) fn stats_rows(p: &Conv2dParams, half: bool) -> u32 {
+    if half { forward_tile(p).1.0 / 2 } else { 64 }
+}
+
+pub(super) const NORM: Option<Cuda> = ends(
+    |bytes, _| forward_tiles(bytes, ["", "conv2d_norm_vec4_f32", "conv2d_norm_vec4_large_f32"]),
+    |bytes, _| {
+        let entries =
+            ["", "conv2d_norm_vec8_f32", "conv2d_norm_vec8_tall_f32", "conv2d_norm_vec8_large_f32"];
+        half_forward_tiles(bytes, entries).text(HALF_ENDS)
     },
 );
 

@@ -1,0 +1,130 @@
+// Forward convolutions of conv2d.wgsl (put before this text) that end in more than a bias: with the statistics that a batch norm needs of
+// y, or with a whole norm. They have no bias.
+
+// ------------------------------------------------------------------------------------------------ statistics
+// Mean and sum of squared deviations from it of each channel over a workgroup's pixels: part [blocks of 256 pixels, 2, o]. Both are taken of
+// the sums in registers, one after the other, so a mean far from zero costs no accuracy. Pixels past the last do not count.
+
+@group(0) @binding(3) var<storage, read_write> part: array<f32>;
+
+var<workgroup> shares: array<vec4f, 128>;
+
+struct Eight { low: vec4f, high: vec4f }
+
+// The sum over the invocations, for all of them.
+fn over_lanes(lane: u32, v: Eight) -> Eight {
+    shares[lane] = v.low;
+    shares[lane + LANES] = v.high;
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            shares[lane] += shares[lane + half];
+            shares[lane + LANES] += shares[lane + LANES + half];
+        }
+    }
+    workgroupBarrier();
+    let sum = Eight(shares[0], shares[LANES]);
+    workgroupBarrier();
+    return sum;
+}
+
+fn counted(inside: bool, v: vec4f) -> vec4f {
+    return select(vec4f(0.0), v, inside);
+}
+
+fn square(inside: bool, v: vec4f, mean: vec4f) -> vec4f {
+    return counted(inside, (v - mean) * (v - mean));
+}
+
+fn statistics(wg: vec3u, groups: vec3u, lane: u32, t: Quad, s: Sums) {
+    let block = wg.z * groups.x + wg.x;
+    let pixels = p.n * p.p * p.q;
+    let first = min(block * LANES * PIXELS, pixels);
+    let count = f32(min(LANES * PIXELS, pixels - first));
+    let k = t.inside;
+    let sum = over_lanes(lane, Eight(
+        (counted(k.x, s.s00) + counted(k.y, s.s10)) + (counted(k.z, s.s20) + counted(k.w, s.s30)),
+        (counted(k.x, s.s01) + counted(k.y, s.s11)) + (counted(k.z, s.s21) + counted(k.w, s.s31))));
+    let low = sum.low / count;
+    let high = sum.high / count;
+    let m2 = over_lanes(lane, Eight(
+        (square(k.x, s.s00, low) + square(k.y, s.s10, low)) + (square(k.z, s.s20, low) + square(k.w, s.s30, low)),
+        (square(k.x, s.s01, high) + square(k.y, s.s11, high)) + (square(k.z, s.s21, high) + square(k.w, s.s31, high))));
+    let o = wg.y * CHANNELS + lane;
+    if lane >= CHANNELS || o >= p.o || first == pixels { return; }
+    let at = block * 2u * p.o + o;
+    if lane < 4u {
+        part[at] = low[lane];
+        part[at + p.o] = m2.low[lane];
+    } else {
+        part[at] = high[lane - 4u];
+        part[at + p.o] = m2.high[lane - 4u];
+    }
+}
+
+@compute @workgroup_size(64)
+fn conv2d_stats_vec4_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let t = quad(first_pixel(wg, groups, lane), p.n, p.p, p.q);
+    let o = wg.y * CHANNELS;
+    let s = sums_vec4(t, o, vec4f(0.0), vec4f(0.0));
+    store_sums(t, o, s);
+    statistics(wg, groups, lane, t, s);
+}
+
+@compute @workgroup_size(64)
+fn conv2d_stats_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let t = quad(first_pixel(wg, groups, lane), p.n, p.p, p.q);
+    let o = wg.y * CHANNELS;
+    let s = sums_any(t, o, vec4f(0.0), vec4f(0.0));
+    store_sums(t, o, s);
+    statistics(wg, groups, lane, t, s);
+}
+
+// ------------------------------------------------------------------------------------------------ norm
+// y = act((sum - mean) * scale + shift + residual), by a norm's table [4, o] (src/ops/batch_norm.rs).
+
+@group(0) @binding(3) var<storage, read> table: array<f32>;
+@group(0) @binding(4) var<storage, read> residual: array<f32>;
+@group(0) @binding(5) var<storage, read_write> norm_y: array<f32>;
+
+// Power that never overflows.
+fn sigmoid(x: f32) -> f32 {
+    let e = exp(-abs(x));
+    return select(e, 1.0, x >= 0.0) / (1.0 + e);
+}
+
+fn store_norm(pixel: u32, inside: bool, first: u32, sums: vec4f) {
+    if inside {
+        for (var j = 0u; j < 4u; j++) {
+            let o = first + j;
+            if o < p.o {
+                var z = (sums[j] - table[o]) * table[2u * p.o + o] + table[3u * p.o + o];
+                if p.residual != 0u { z += residual[pixel * p.o + o]; }
+                if p.act == 1u { z = select(z, 0.0, z < 0.0); }
+                if p.act == 2u { z *= sigmoid(z); }
+                norm_y[pixel * p.o + o] = z;
+            }
+        }
+    }
+}
+
+fn store_norms(t: Quad, o: u32, s: Sums) {
+    store_norm(t.index.x, t.inside.x, o, s.s00); store_norm(t.index.x, t.inside.x, o + 4u, s.s01);
+    store_norm(t.index.y, t.inside.y, o, s.s10); store_norm(t.index.y, t.inside.y, o + 4u, s.s11);
+    store_norm(t.index.z, t.inside.z, o, s.s20); store_norm(t.index.z, t.inside.z, o + 4u, s.s21);
+    store_norm(t.index.w, t.inside.w, o, s.s30); store_norm(t.index.w, t.inside.w, o + 4u, s.s31);
+}
+
+@compute @workgroup_size(64)
+fn conv2d_norm_vec4_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let t = quad(first_pixel(wg, groups, lane), p.n, p.p, p.q);
+    let o = wg.y * CHANNELS;
+    store_norms(t, o, sums_vec4(t, o, vec4f(0.0), vec4f(0.0)));
+}
+
+@compute @workgroup_size(64)
+fn conv2d_norm_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let t = quad(first_pixel(wg, groups, lane), p.n, p.p, p.q);
+    let o = wg.y * CHANNELS;
+    store_norms(t, o, sums_any(t, o, vec4f(0.0), vec4f(0.0)));
+}
