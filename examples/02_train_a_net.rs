@@ -7,7 +7,7 @@
 
 use attn2d::nn::{
     Attention, AttentionConfig, BatchNorm, Conv, Init, Linear, Mode, Module, Parameters, Reach,
-    Slot, join,
+    Slot, Tables, join,
 };
 use attn2d::ops::{self, Activation, AdamW, CrossEntropy};
 use attn2d::tensor::philox::Philox;
@@ -31,8 +31,13 @@ struct StripeNet {
 impl StripeNet {
     fn new(init: &mut Init) -> Result<Self> {
         let (channels, heads, map) = (16, 4, (SIDE / 2, SIDE / 2));
-        let attention =
-            AttentionConfig { channels, heads, reach: Reach::Global { map }, position: true };
+        let attention = AttentionConfig {
+            channels,
+            heads,
+            reach: Reach::Global { map },
+            tables: Tables::Sum,
+            scaled: true,
+        };
         Ok(Self {
             conv: Conv::new(init, 3, channels, 3, 2)?,
             norm: BatchNorm::new(init, channels, Activation::Relu)?,
