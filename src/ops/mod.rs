@@ -9,6 +9,7 @@ pub(crate) mod cast;
 mod columns;
 pub(crate) mod conv2d;
 pub(crate) mod cross_entropy;
+mod depthwise;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod global_attention;
