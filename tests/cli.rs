@@ -116,7 +116,7 @@ fn models_are_listed_explained_and_counted() {
     };
     assert!(row("resnet18").contains("11,689,512"), "{list}");
     assert!(row("resnet34").contains("21,797,672"), "{list}");
-    assert!(row("resnet18+ga@4").contains("global attention"), "{list}");
+    assert!(row("resnet18+ga@3,4").contains("global attention"), "{list}");
     assert!(row("resnet18+ela7@3,4").contains("local"), "{list}");
     assert!(list.contains("Model strings") && list.contains("append"), "{list}");
 
@@ -140,6 +140,22 @@ fn models_are_listed_explained_and_counted() {
         serde_json::from_slice(&attn2d(dir.path(), &["models", "--json"]).stdout).expect("JSON");
     assert_eq!(json["models"][0]["parameters"], 11_689_512);
 
+    assert!(row("vit_ti_16").contains("5,717,416") && list.contains("efficientnet_b0+botnet@6,7"));
+    let table = text(&attn2d(dir.path(), &["models", "describe", "resnet18+la7@4.1"]).stdout);
+    let layer = table.lines().find(|l| l.contains("layer4.1.attn ")).expect("the attention's row");
+    assert!(layer.starts_with("* ") && layer.contains("7x7 local attention, 8 heads"), "{layer}");
+    // 49 places of 49 keys of 512 channels, 4 operations each.
+    assert!(layer.contains("7x7x512") && layer.contains("4.9 M"), "{layer}");
+    assert!(table.contains("plain nets of its size") && table.contains("vit_ti_16:"), "{table}");
+    let words = ["models", "describe", "vit_tiny_patch16_224", "--num-classes", "2", "--json"];
+    let json: serde_json::Value =
+        serde_json::from_slice(&attn2d(dir.path(), &words).stdout).expect("JSON");
+    let layers = json["layers"].as_array().expect("layers");
+    let sum: u64 = layers.iter().filter_map(|l| l["parameters"].as_u64()).sum();
+    assert_eq!((&json["parameters"], sum), (&sum.into(), 5_717_416 - 998 * 193));
+
+    let words = ["models", "describe", "vit_ti_16", "--img-size", "100"];
+    fails(dir.path(), &words, 2, &["100x100", "patches of 16x16", "--img-size 112"]);
     fails(dir.path(), &["models", "resnet18", "--num-classes", "0"], 2, &["0 classes"]);
     fails(dir.path(), &["models", "resnet18+ga@4:haeds=4"], 2, &["did you mean 'heads=8'?"]);
 }

@@ -11,29 +11,18 @@ use std::ops::Range;
 /// x, w, bias -> y.
 pub(crate) fn fwd(a: &CpuArgs<'_>) {
     let p: Conv2dParams = a.params();
-    if p.groups == p.c && p.c == p.o {
-        return super::depthwise::fwd(a);
-    }
     let bias = (p.bias == 1).then(|| a.f32(2));
     forward(&Group::new(&p), a.f32(0), a.f32(1), bias, a.f32_mut(3));
 }
 
 /// dy, w -> dx.
 pub(crate) fn dgrad(a: &CpuArgs<'_>) {
-    let p: Conv2dParams = a.params();
-    if p.groups == p.c && p.c == p.o {
-        return super::depthwise::dgrad(a);
-    }
-    input_gradient(&Group::new(&p), a.f32(0), a.f32(1), a.f32_mut(2));
+    input_gradient(&Group::new(&a.params()), a.f32(0), a.f32(1), a.f32_mut(2));
 }
 
 /// x, dy -> dw: needs no parts.
 pub(crate) fn wgrad(a: &CpuArgs<'_>) {
-    let p: Conv2dParams = a.params();
-    if p.groups == p.c && p.c == p.o {
-        return super::depthwise::wgrad(a);
-    }
-    weight_gradient(&Group::new(&p), a.f32(0), a.f32(1), a.f32_mut(2));
+    weight_gradient(&Group::new(&a.params()), a.f32(0), a.f32(1), a.f32_mut(2));
 }
 
 /// A convolution by groups: its sizes, and channels and outputs of a group.

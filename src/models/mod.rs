@@ -20,6 +20,7 @@ mod parts;
 mod pretrained;
 mod resnet;
 pub mod spec;
+mod timm;
 mod vit;
 
 pub use case::{CaseResult, run_case};
@@ -50,7 +51,7 @@ pub struct Model {
 pub enum Load {
     /// Every name and shape of the model, and no other: to go on with a run, to evaluate it.
     Exact,
-    /// Weights of the plain net, to start from. Attention layers may be missing (they keep their first values), and so may
+    /// Weights of the plain net, to start from, by torchvision's names or timm's. Attention layers may be missing (they keep their first values), and so may
     /// `num_batches_tracked`; a convolution that an attention replaces is left out.
     Pretrained {
         /// Leave the classifier of the state dict out (it has other classes).
@@ -148,7 +149,12 @@ impl Model {
     pub fn load(&self, dict: &StateDict, how: Load) -> Result<Differences> {
         let is_head = |name: &str| name.starts_with(self.spec.backbone.family().head());
         let drop_head = how == Load::Pretrained { drop_head: true };
-        let mut dict = dict.clone();
+        let mut dict = match how {
+            Load::Exact => dict.clone(),
+            Load::Pretrained { .. } => {
+                timm::with_torchvision_names(self.spec.backbone.family(), dict)
+            }
+        };
         if drop_head {
             dict.arrays.retain(|name, _| !is_head(name));
         }
@@ -198,7 +204,7 @@ impl Model {
         let has = |part: &str| wrong.reshaped.iter().any(|r| r.name.contains(part));
         if let Some(theirs) = dict.metadata.get("model").filter(|m| **m != self.spec.to_string()) {
             message += &format!("; the file holds model '{theirs}'");
-        } else if has(".rel_") {
+        } else if has(".rel_") || has("pos_embedding") {
             let size = dict.metadata.get("image_size").map_or("another size", String::as_str);
             let (h, w) = self.image;
             message +=

@@ -1,8 +1,8 @@
 //! 2D convolution: forward, and the gradients of input, weight and bias. [`super::linear`] is made of the same kernels; with
 //! groups, [`super::depthwise`] and [`super::grouped`] have the kernels.
 
-use super::grouped;
 use super::reduce::sum_rows;
+use super::{depthwise, grouped};
 use crate::Caps;
 use crate::cpu::conv2d as cpu;
 use crate::error::{Error, Result};
@@ -196,7 +196,7 @@ fn weight_parts(p: &Conv2dParams, x: &Tensor) -> u32 {
         return 1;
     }
     if p.groups > 1 {
-        return grouped::weight_parts(p);
+        return if p.depthwise() { depthwise::weight_parts(p) } else { grouped::weight_parts(p) };
     }
     if x.dtype().is_half() {
         return cuda::half_parts(p);
@@ -252,6 +252,11 @@ impl Conv2dParams {
             act: 0,
             residual: 0,
         }
+    }
+
+    /// Whether every channel has a kernel of its own.
+    fn depthwise(&self) -> bool {
+        self.groups == self.c && self.c == self.o
     }
 
     /// Numbers of the weight.
@@ -425,6 +430,7 @@ fn recorded(
 fn kernels(p: &Conv2dParams) -> [&'static Kernel; 3] {
     match p.groups {
         1 => [&CONV2D_FWD, &CONV2D_DGRAD, &CONV2D_WGRAD],
+        _ if p.depthwise() => depthwise::KERNELS,
         _ => grouped::KERNELS,
     }
 }
@@ -471,17 +477,23 @@ fn in_parts(
 ) -> Result<Tensor> {
     let p = Conv2dParams { parts, ..p };
     let device = inputs[0].device();
-    let out = Tensor::empty(device, shape)?;
     let mut bindings = inputs.to_vec();
     if parts == 1 {
+        let out = Tensor::empty(device, shape)?;
         bindings.push(&out);
         kernel.launch(&p, &bindings)?;
-    } else {
-        let sums = Tensor::empty(device, &[parts as usize, out.numel()])?;
-        bindings.push(&sums);
-        kernel.launch(&p, &bindings)?;
-        CONV2D_SUM.launch(&SumParams { len: out.numel() as u32, parts }, &[&sums, &out])?;
+        return Ok(out);
     }
+    let len = shape.iter().product();
+    let sums = Tensor::empty(device, &[parts as usize, len])?;
+    bindings.push(&sums);
+    kernel.launch(&p, &bindings)?;
+    if p.groups > 1 {
+        // Few weights and many parts: one thread a weight would take long.
+        return sum_rows(&sums)?.reshape(shape);
+    }
+    let out = Tensor::empty(device, shape)?;
+    CONV2D_SUM.launch(&SumParams { len: len as u32, parts }, &[&sums, &out])?;
     Ok(out)
 }
 

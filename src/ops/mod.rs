@@ -13,6 +13,7 @@ mod columns;
 pub(crate) mod conv2d;
 mod conv_block;
 pub(crate) mod cross_entropy;
+mod depthwise;
 pub(crate) mod dropout;
 pub(crate) mod elementwise;
 pub(crate) mod ema_step;

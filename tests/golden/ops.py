@@ -2,6 +2,7 @@
 of attention from attention.py."""
 import torch
 import torch.nn.functional as F
+import torchvision
 
 from attention import global_attention, local_attention
 
@@ -187,6 +188,20 @@ max_pool("ties", (2, 4, 7, 7), [3, 3], [2, 2], [1, 1], prepare=lambda x: F.relu(
 # Everything negative: padding must not win.
 max_pool("negative", (1, 3, 5, 5), [3, 3], [2, 2], [1, 1], prepare=lambda x: -1 - x.abs())
 
+
+def avg_pool(name, shape, kernel, stride, padding, include=True):
+    def run(x):
+        return {"y": F.avg_pool2d(x, kernel, stride, padding, count_include_pad=include)}
+
+    attrs = {"kernel": kernel, "stride": stride, "padding": padding, "count_include_pad": include}
+    add(f"avg_pool2d_{name}", "avg_pool2d", attrs, lambda: {"x": normal(shape)}, run)
+
+
+avg_pool("2x2", (2, 3, 5, 4), [2, 2], [2, 2], [0, 0])
+avg_pool("3x3_s2_pad", (2, 5, 9, 7), [3, 3], [2, 2], [1, 1])
+avg_pool("3x3_s2_inside", (2, 5, 9, 7), [3, 3], [2, 2], [1, 1], include=False)
+avg_pool("2x3_s12_inside", (1, 8, 5, 7), [2, 3], [1, 2], [1, 1], include=False)
+
 for label, shape in {"odd": (2, 5, 7, 3), "one_pixel": (3, 4, 1, 1), "c33": (1, 33, 9, 4)}.items():
     add(f"global_avg_pool_{label}", "global_avg_pool", {}, lambda shape=shape: {"x": normal(shape)},
         lambda x: {"y": x.mean((2, 3))})
@@ -195,6 +210,46 @@ for op, function in {"relu": F.relu, "silu": F.silu, "gelu": F.gelu, "sigmoid": 
     for label, shape in {"image": (2, 3, 5, 7), "long": (1, 1, 3, 129)}.items():
         add(f"{op}_{label}", op, {}, lambda shape=shape: {"x": normal(shape, outliers=True)},
             lambda x, function=function: {"y": function(x)})
+
+
+def squeeze_excite(name, shape, squeezed):
+    """torchvision.ops.SqueezeExcitation with SiLU, by its own module; its 1x1 convolutions' weights are matrices here."""
+    channels = shape[1]
+
+    def inputs():
+        weights = [0.5 * normal(s) for s in ([squeezed, channels], [squeezed], [channels, squeezed], [channels])]
+        return {"x": normal(shape)} | dict(zip(("w1", "b1", "w2", "b2"), weights))
+
+    def run(x, w1, b1, w2, b2):
+        unit = torchvision.ops.SqueezeExcitation(channels, squeezed, activation=torch.nn.SiLU).double()
+        state = {"fc1.weight": w1[:, :, None, None], "fc1.bias": b1, "fc2.weight": w2[:, :, None, None], "fc2.bias": b2}
+        return {"y": torch.func.functional_call(unit, state, x)}
+
+    add(f"squeeze_excite_{name}", "squeeze_excite", {}, inputs, run)
+
+
+squeeze_excite("odd", (2, 7, 5, 3), 3)
+squeeze_excite("c24_s6", (2, 24, 4, 4), 6)
+squeeze_excite("one_pixel", (3, 33, 1, 1), 8)
+
+
+def embed_tokens(name, images, tokens, channels):
+    """As torchvision's VisionTransformer does it: the class token before the patches, then the positions."""
+    def inputs():
+        return {"patches": normal([images, tokens, channels]), "cls": normal([channels]), "pos": normal([tokens + 1, channels])}
+
+    def run(patches, cls, pos):
+        return {"y": torch.cat([cls.expand(images, 1, -1), patches], 1) + pos[None]}
+
+    add(f"embed_tokens_{name}", "embed_tokens", {}, inputs, run)
+
+
+embed_tokens("odd", 3, 5, 7)
+embed_tokens("c16", 2, 9, 16)
+add("first_token", "first_token", {}, lambda: {"x": normal((3, 4, 9))}, lambda x: {"y": x[:, 0]})
+add("stochastic_depth_none", "stochastic_depth", {"p": 0.0},
+    lambda: {"branch": normal((2, 5, 3, 4)), "shortcut": normal((2, 5, 3, 4))},
+    lambda branch, shortcut: {"y": torchvision.ops.stochastic_depth(branch, 0.0, "row") + shortcut})
 
 
 # ------------------------------------------------------------------------------------- loss and layer norm

@@ -2,6 +2,8 @@
 //! the vector lanes are channels.
 
 mod any;
+mod tiles;
+mod weight;
 
 use super::conv2d::Dims;
 use super::threads::with_scratch;
@@ -28,18 +30,27 @@ pub(crate) fn wgrad(a: &CpuArgs<'_>) {
 fn forward(d: &Dims, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
     with_scratch(w.len(), |taps| {
         transpose(w, d.c, taps);
-        any::forward(d, x, taps, bias, y);
+        let work = if tiles::fit(d) { tiles::forward } else { any::forward };
+        work(d, x, taps, bias, y);
     });
 }
 
 fn input_gradient(d: &Dims, dy: &[f32], w: &[f32], dx: &mut [f32]) {
     with_scratch(w.len(), |taps| {
         transpose(w, d.c, taps);
-        any::input_gradient(d, dy, taps, dx);
+        if tiles::fit(d) {
+            taps.chunks_exact_mut(d.kw * d.c).for_each(|row| turn_round(row, d.c));
+            tiles::input_gradient(d, dy, taps, dx);
+        } else {
+            any::input_gradient(d, dy, taps, dx);
+        }
     });
 }
 
 fn weight_gradient(d: &Dims, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    if tiles::fit(d) {
+        return weight::gradient(d, x, dy, dw);
+    }
     let block = block_rows(d);
     let parts = (d.n * d.p).div_ceil(block);
     with_scratch(dw.len() * (parts + 1), |scratch| {
@@ -70,3 +81,15 @@ fn transpose(from: &[f32], rows: usize, to: &mut [f32]) {
         }
     }
 }
+
+/// The pixels of a row, `c` numbers each, in the opposite order.
+fn turn_round(row: &mut [f32], c: usize) {
+    let pixels = row.len() / c;
+    for i in 0..pixels / 2 {
+        let (left, right) = row.split_at_mut((pixels - 1 - i) * c);
+        left[i * c..][..c].swap_with_slice(&mut right[..c]);
+    }
+}
+
+#[cfg(test)]
+mod tests;
