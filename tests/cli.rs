@@ -34,16 +34,28 @@ fn temporary() -> tempfile::TempDir {
 fn help_shows_verbs_flags_and_examples() {
     let dir = temporary();
     let help = text(&attn2d(dir.path(), &["--help"]).stdout);
-    for verb in ["train", "eval", "models", "data", "verify", "bench", "doctor"] {
+    for verb in
+        ["train", "eval", "predict", "export", "models", "data", "verify", "bench", "doctor"]
+    {
         assert!(help.contains(verb), "{verb} in {help}");
     }
     let help = text(&attn2d(dir.path(), &["train", "--help"]).stdout);
     let flags = "--data --model --batch-size -b --epochs --lr --weight-decay --opt --sched --img-size --seed --device --output \
-                 --resume --class-weights --workers -j --config --set --pretrained data-dir";
+                 --resume --class-weights --workers -j --config --set --pretrained data-dir --precision --ema --clip-grad \
+                 --freeze --warmup-epochs --min-lr";
     for flag in flags.split_whitespace().chain(["Examples:", "attn2d train --resume"]) {
         assert!(help.contains(flag), "{flag} in {help}");
     }
-    assert!(text(&attn2d(dir.path(), &["eval", "--help"]).stdout).contains("--checkpoint"));
+    for (verb, flags) in [
+        ("eval", "--checkpoint --precision --raw-weights"),
+        ("predict", "--checkpoint --out --device --precision --batch-size -b --skip-bad --logits"),
+        ("export", "--checkpoint --out --raw-weights"),
+    ] {
+        let help = text(&attn2d(dir.path(), &[verb, "--help"]).stdout);
+        for flag in flags.split_whitespace().chain(["Examples:"]) {
+            assert!(help.contains(flag), "{verb}: {flag} in {help}");
+        }
+    }
 }
 
 #[test]
@@ -85,8 +97,26 @@ fn what_no_run_can_have_is_refused_before_anything_is_written() {
     train(&["--device", "abacus"], &["abacus"]);
     train(&["--num-classes", "9"], &["model.num_classes = 9"]);
     train(&["--set", "augment.custom.hue=0.1"], &["augment.policy"]);
+    train(&["--ema", "1"], &["train.ema = 1.0 must lie in 0..1"]);
+    train(&["--clip-grad", "-1"], &["optim.clip_grad = -1.0 must not be negative"]);
+    train(&["--freeze", "layer9.*,conv1"], &["freeze 'layer9.*'", "layer1"]);
+    train(&["--freeze", "backbone,fc"], &["nothing is left to train"]);
+    train(&["--set", "train.precision=f8"], &["unknown variant `f8`", "`bf16`"]);
+    train(&["--set", "train.freeze=layer1"], &["train.freeze=layer1", "list"]);
     fails(dir.path(), &["train", "--resume", "nowhere"], 2, &["nowhere: not a run directory"]);
-    fails(dir.path(), &["eval", "--checkpoint", "nowhere"], 2, &["nowhere: no checkpoint here"]);
+    for words in [
+        ["eval", "--checkpoint", "nowhere"].as_slice(),
+        &["predict", "--checkpoint", "nowhere", "."],
+        &["export", "--checkpoint", "nowhere", "--out", "x.safetensors"],
+    ] {
+        let expected =
+            if words[0] == "predict" { ".: no pictures" } else { "nowhere: no checkpoint here" };
+        fails(dir.path(), words, 2, &[expected]);
+    }
+    if ::attn2d::Device::new("wgpu").is_ok() {
+        let words = ["train", "--device", "wgpu", "--precision", "f16", "--set", small];
+        fails(dir.path(), &words, 2, &["--precision f16: wgpu", "use --precision f32"]);
+    }
     let left = std::fs::read_dir(dir.path()).expect("read").count();
     assert_eq!(left, 0, "nothing is left behind by a run that could not begin");
 }

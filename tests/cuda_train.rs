@@ -1,7 +1,7 @@
 //! Training on the CUDA kernels: small attention networks, step by step beside the CPU.
 #![cfg(feature = "cuda-emu")]
 
-use attn2d::config::{Config, OptimName};
+use attn2d::config::{Config, OptimName, Precision};
 use attn2d::train::log::StepRow;
 use std::path::Path;
 use std::process::Command;
@@ -54,6 +54,30 @@ fn first_steps_of_four_stages_agree_with_the_cpu() {
     config.optim.lr = 1e-5;
     let [cpu, cuda] = both(&config);
     assert_equal(&cpu, &cuda, 8);
+}
+
+/// Both 16-bit types with everything a step can have: scaled loss, clipping, averages. Losses are rounded to 11 and 8 bits a number,
+/// on both devices in the same places.
+#[test]
+fn steps_in_half_precision_agree_with_the_cpu() {
+    for (precision, allowed) in [(Precision::F16, 5e-3), (Precision::Bf16, 4e-2)] {
+        let mut config = Config::default();
+        config.model.name = "resnet18:w8,stages=2,stem=small+la3@2:heads=2".into();
+        config.data.img_size = 16;
+        config.train.batch_size = 4;
+        config.train.max_steps = 5;
+        config.train.precision = precision;
+        config.train.ema = 0.9;
+        config.optim.name = OptimName::Sgd;
+        config.optim.lr = 0.01;
+        config.optim.clip_grad = 1.0;
+        let [cpu, cuda] = both(&config);
+        assert_eq!((cpu.len(), cuda.len()), (5, 5));
+        for (step, (a, b)) in cpu.iter().zip(&cuda).enumerate() {
+            println!("{precision:?} step {}: {a:.6} {b:.6}", step + 1);
+            assert!((a - b).abs() < allowed * a, "{precision:?} step {}: {a} and {b}", step + 1);
+        }
+    }
 }
 
 /// Two stages and small steps of SGD, which keep a difference small: twenty steps.
