@@ -366,6 +366,48 @@ const MUTATIONS: &[Mutation] = &[
         sound: "p.kh * row, p.stride_w * p.c,",
         faulty: "p.kh * row, p.c,",
     },
+    Mutation {
+        what: "statistics that count pixels past the last",
+        file: "conv2d_ends_f32",
+        op: "conv_block",
+        sound: "mine = rows > ty * 4 ? rows - ty * 4 : 0;",
+        faulty: "mine = 4;",
+    },
+    Mutation {
+        what: "no barrier before a column's sums are joined",
+        file: "conv2d_ends_f32",
+        op: "conv_block",
+        sound: "    __syncthreads();\n    UNROLL for (int j = 0; j < B / 16; j += 4) {\n        Pack<4> total",
+        faulty: "    UNROLL for (int j = 0; j < B / 16; j += 4) {\n        Pack<4> total",
+    },
+    Mutation {
+        what: "statistics of half of a fragment's rows",
+        file: "conv2d_ends_mma_f16",
+        op: "conv_block",
+        sound: "lane = 4; lane < 32; lane *= 2) v +=",
+        faulty: "lane = 8; lane < 32; lane *= 2) v +=",
+    },
+    Mutation {
+        what: "statistics of one warp over those of another",
+        file: "conv2d_ends_mma_bf16",
+        op: "conv_block",
+        sound: "part + first / (BM / 2) * 2 * p.o",
+        faulty: "part + first / BM * 2 * p.o",
+    },
+    Mutation {
+        what: "an activation before the residual too",
+        file: "conv2d_ends_mma_f16",
+        op: "conv_block",
+        sound: "return p.residual ? z : activated(p, z);",
+        faulty: "return activated(p, z);",
+    },
+    Mutation {
+        what: "a mean read before all blocks are in it",
+        file: "batch_norm_f32",
+        op: "batch_norm",
+        sound: "    add_rows<1>(sum, shares, at);\n    __syncthreads();\n",
+        faulty: "    add_rows<1>(sum, shares, at);\n",
+    },
 ];
 
 /// The C++ that `build.rs` made of a kernel file.

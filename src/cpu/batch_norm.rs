@@ -129,11 +129,12 @@ fn merge(p: &BatchNormParams, part: &[f32]) -> (Vec<f64>, Vec<f64>) {
     for (b, part) in part.chunks_exact(2 * c).enumerate() {
         let first = b * p.rows_per_block as usize;
         let n = (rows - first).min(p.rows_per_block as usize) as f64;
+        let (to_mean, to_m2) = (n / (seen + n), seen * n / (seen + n));
         let (block_mean, block_m2) = part.split_at(c);
         for i in 0..c {
             let delta = f64::from(block_mean[i]) - mean[i];
-            mean[i] += delta * n / (seen + n);
-            m2[i] += f64::from(block_m2[i]) + delta * delta * seen * n / (seen + n);
+            mean[i] += delta * to_mean;
+            m2[i] += f64::from(block_m2[i]) + delta * delta * to_m2;
         }
         seen += n;
     }
@@ -165,68 +166,21 @@ fn apply<const MODE: u32>(c: usize, x: &[f32], res: &[f32], table: &[f32], y: &m
 /// The activation of z, or of its sum with the residual.
 #[inline(always)]
 fn end<const MODE: u32>(z: f32, res: f32) -> f32 {
+    activate::<MODE>(if MODE % 2 == RES { z + res } else { z })
+}
+
+/// The activation of z; `MODE` is 2 * activation + residual.
+#[inline(always)]
+pub(crate) fn activate<const MODE: u32>(z: f32) -> f32 {
     match MODE {
-        RELU => relu(z),
-        RELU_RES => relu(z + res),
-        SILU => silu(z),
-        SILU_RES => silu(z + res),
-        RES => z + res,
+        RELU | RELU_RES => relu(z),
+        SILU | SILU_RES => silu(z),
         _ => z,
     }
 }
 
-/// [`fwd`] of a few pixels in place, for a convolution that ends in a norm: of the channels from `first` on, which `pixel(i)` gives with those
-/// of the residual (empty where there is none). `mode` is 2 * activation + residual.
 #[inline(always)]
-pub(crate) fn apply_to<'a>(
-    mode: u32,
-    table: &[f32],
-    first: usize,
-    pixels: usize,
-    pixel: impl Fn(usize) -> (&'a mut [f32], &'a [f32]),
-) {
-    let t = Table::new(table, table.len() / 4);
-    with_mode!(mode, pixels_in_place(&t, first, pixels, pixel));
-}
-
-#[inline(always)]
-fn pixels_in_place<'a, const MODE: u32>(
-    t: &Table<'_>,
-    first: usize,
-    pixels: usize,
-    pixel: impl Fn(usize) -> (&'a mut [f32], &'a [f32]),
-) {
-    for p in 0..pixels {
-        let (y, res) = pixel(p);
-        let mut i = 0;
-        while i + LANES <= y.len() {
-            lanes_in_place::<LANES, MODE>(t, first, i, y, res);
-            i += LANES;
-        }
-        for i in i..y.len() {
-            lanes_in_place::<1, MODE>(t, first, i, y, res);
-        }
-    }
-}
-
-#[inline(always)]
-fn lanes_in_place<const L: usize, const MODE: u32>(
-    t: &Table<'_>,
-    first: usize,
-    i: usize,
-    y: &mut [f32],
-    res: &[f32],
-) {
-    let [mean, scale, bias] = [t.mean, t.scale, t.bias].map(|row| take::<L>(row, first + i));
-    let res = if MODE % 2 == 1 { take::<L>(res, i) } else { [0.0; L] };
-    let x = take::<L>(y, i);
-    let out: [f32; L] =
-        std::array::from_fn(|l| end::<MODE>(normalise(x[l], mean[l], scale[l], bias[l]), res[l]));
-    y[i..][..L].copy_from_slice(&out);
-}
-
-#[inline(always)]
-fn normalise(x: f32, mean: f32, scale: f32, bias: f32) -> f32 {
+pub(crate) fn normalise(x: f32, mean: f32, scale: f32, bias: f32) -> f32 {
     (x - mean).mul_add(scale, bias)
 }
 

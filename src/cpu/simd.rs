@@ -26,30 +26,31 @@ macro_rules! vectorise {
 }
 pub(crate) use vectorise;
 
-/// `vector_fn! { fn name(x: T, ..) -> R { .. } }` defines a function whose body is compiled twice, as by [`vectorise!`], and
+/// `vector_fn! { fn name(x: T, ..) -> R { .. } }` (or `fn name<const C: u32>(..)`) defines a function whose body is compiled twice, as by [`vectorise!`], and
 /// which picks the version for the CPU at hand. For bodies too long for a closure to be inlined.
 macro_rules! vector_fn {
     (
         $(#[$meta:meta])*
-        $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block
+        $vis:vis fn $name:ident $(<const $constant:ident: u32>)? ($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)?
+        $body:block
     ) => {
         $(#[$meta])*
-        $vis fn $name($($arg: $type),*) $(-> $out)? {
+        $vis fn $name $(<const $constant: u32>)? ($($arg: $type),*) $(-> $out)? {
             #[inline(always)]
-            fn any($($arg: $type),*) $(-> $out)? $body
+            fn any $(<const $constant: u32>)? ($($arg: $type),*) $(-> $out)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma")]
-                fn fast($($arg: $type),*) $(-> $out)? {
-                    any($($arg),*)
+                fn fast $(<const $constant: u32>)? ($($arg: $type),*) $(-> $out)? {
+                    any $(::<$constant>)? ($($arg),*)
                 }
                 if $crate::cpu::simd::has_avx2_fma() {
                     // SAFETY: the two features were just detected.
-                    return unsafe { fast($($arg),*) };
+                    return unsafe { fast $(::<$constant>)? ($($arg),*) };
                 }
             }
-            any($($arg),*)
+            any $(::<$constant>)? ($($arg),*)
         }
     };
 }

@@ -391,12 +391,18 @@ impl Correlation {
                         tile_narrow(&sum, rows, cols, a, a_rows, b, y, y_rows);
                     }
                 }
-                // SAFETY: as above.
-                let row = |i: usize| unsafe { out.y.slice(y_rows[i] + first, cols) };
+                if matches!(out.end, End::Bias(_)) {
+                    continue;
+                }
+                let mut tile: [&mut [f32]; ROWS] = Default::default();
+                for (row, offset) in tile.iter_mut().zip(y_rows) {
+                    // SAFETY: as above.
+                    *row = unsafe { out.y.slice(offset + first, cols) };
+                }
                 match out.end {
+                    End::Stats(_) => sums.add(&mut tile[..rows]),
+                    End::Norm(norm) => norm.apply(first, y_rows, &mut tile[..rows]),
                     End::Bias(_) => {}
-                    End::Stats(_) => sums.add(rows, cols, row),
-                    End::Norm(norm) => norm.apply(first, y_rows, row),
                 }
             }
             if let End::Stats(parts) = out.end {

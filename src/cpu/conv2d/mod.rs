@@ -93,7 +93,7 @@ pub(crate) fn fwd_stats(args: &CpuArgs<'_>) {
 /// The forward with a norm, a residual and an activation behind it: `x, w, table [4, O], residual -> y`.
 pub(crate) fn fwd_norm(args: &CpuArgs<'_>) {
     let p: Conv2dParams = args.params();
-    let norm = Norm { table: args.f32(2), residual: args.f32(3), mode: 2 * p.act + p.residual };
+    let norm = Norm::new(args.f32(2), args.f32(3), 2 * p.act + p.residual);
     forward(&p, args.f32(0), args.f32(1), End::Norm(norm), args.f32_mut(4));
 }
 
@@ -272,6 +272,44 @@ mod tests {
             let mut got = vec![f32::NAN; w.len()];
             weight_gradient(&d, &x, &dy, &mut got);
             close(&got, &dw, &format!("dw of {d:?}"));
+        }
+    }
+
+    /// Each band's mean and squared deviations, and norms of every mode.
+    #[test]
+    fn ends_agree_with_plain_loops() {
+        for d in shapes() {
+            let x = numbers((d.n * d.h * d.w * d.c) as usize, 1);
+            let w = numbers((d.o * d.kh * d.kw * d.c) as usize, 2);
+            let (o, pixels) = (d.o as usize, (d.n * d.p * d.q) as usize);
+            let (mut plain, mut y) = (vec![f32::NAN; pixels * o], vec![f32::NAN; pixels * o]);
+            forward(&d, &x, &w, End::Bias(None), &mut plain);
+            let block = block_pixels(&d) as usize;
+            let mut part = vec![f32::NAN; pixels.div_ceil(block) * 2 * o];
+            forward(&d, &x, &w, End::Stats(SharedMut::new(&mut part)), &mut y);
+            assert_eq!(y, plain, "y of {d:?}");
+            for (part, y) in part.chunks_exact(2 * o).zip(plain.chunks(block * o)) {
+                for i in 0..o {
+                    let values = || y.iter().skip(i).step_by(o).map(|&v| f64::from(v));
+                    let mean = values().sum::<f64>() / (y.len() / o) as f64;
+                    let m2 = values().map(|v| (v - mean).powi(2)).sum::<f64>();
+                    close(&[part[i], part[o + i]], &[mean, m2], &format!("statistics of {d:?}"));
+                }
+            }
+            let (table, residual) = (numbers(4 * o, 3), numbers(pixels * o, 4));
+            for mode in 0..6 {
+                let end = End::Norm(Norm::new(&table, &residual, mode));
+                forward(&d, &x, &w, end, &mut y);
+                let want: Vec<f64> = (0..y.len())
+                    .map(|i| {
+                        let at = |row: usize| f64::from(table[row * o + i % o]);
+                        let z = (f64::from(plain[i]) - at(0)) * at(2) + at(3);
+                        let z = z + f64::from(mode % 2) * f64::from(residual[i]);
+                        [z, z.max(0.0), z / (1.0 + (-z).exp())][mode as usize / 2]
+                    })
+                    .collect();
+                close(&y, &want, &format!("norm {mode} of {d:?}"));
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 //! too slow for the emulated device.
 
 use super::cuda::{Tile, tile_grid};
+use super::ends::{CONV2D_NORM, CONV2D_STATS};
 use super::*;
 use crate::Device;
 use crate::kernel::{Cuda, CudaPlan, cuda_text};
@@ -172,5 +173,100 @@ fn every_tile_of_the_tensor_cores_agrees_with_the_cpu() {
         let p = Conv2dParams::from_counts([2, 9, 8, c], [o, 3, 5], [5, 8], (2, 1), (1, 2));
         compare(&[ANY], p, DType::F16, HALF_TOLERANCE);
         compare(&[ANY], p, DType::BF16, [1.0 / 64.0, 1.0 / 64.0, 1e-5]);
+    }
+}
+
+/// The plans of a forward with statistics and with a norm, in tiles of so many rows.
+struct Ends {
+    rows: u32,
+    stored: DType,
+    plans: [PlanOf; 2],
+}
+
+/// The plans of [`Ends`] in f32 with tiles of `$tile`.
+macro_rules! ends {
+    ($tile:literal, $stats:literal, $norm:literal) => {{
+        fn plan(bytes: &[u8], entry: &'static str) -> CudaPlan {
+            let p: Conv2dParams = params(bytes);
+            grid(p.n * p.p * p.q, p.o, 1, ($tile, $tile), entry).text(cuda_text!("conv2d_ends"))
+        }
+        let plans: [PlanOf; 2] = [|bytes, _| plan(bytes, $stats), |bytes, _| plan(bytes, $norm)];
+        Ends { rows: 64, stored: DType::F32, plans }
+    }};
+}
+
+/// The same on tensor cores.
+macro_rules! half_ends {
+    ($tile:expr, $stats:literal, $norm:literal) => {{
+        fn plan(bytes: &[u8], entry: &'static str) -> CudaPlan {
+            let p: Conv2dParams = params(bytes);
+            let plan = tile_grid(p.n * p.p * p.q, p.o, 1, $tile).entry(entry);
+            plan.text(cuda_text!("conv2d_ends_mma"))
+        }
+        let plans: [PlanOf; 2] = [|bytes, _| plan(bytes, $stats), |bytes, _| plan(bytes, $norm)];
+        Ends { rows: $tile.0 / 2, stored: DType::F16, plans }
+    }};
+}
+
+/// The largest gap between two lists as a share of the second's largest number.
+fn gap(got: &[f32], want: &[f32]) -> f32 {
+    let largest = want.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    got.iter().zip(want).fold(0.0f32, |m, (a, b)| m.max((a - b).abs())) / largest
+}
+
+#[test]
+fn every_tile_ends_in_statistics_or_a_norm() {
+    let p = Conv2dParams::from_counts([1, 14, 13, 72], [136, 3, 3], [14, 13], (1, 1), (1, 1));
+    let (cpu, cuda) = (Device::cpu(), Device::new("cuda-emu").unwrap());
+    let random = |device: &Device, shape: &[usize], op, stored| {
+        let t = Tensor::randn(device, shape, Philox { seed: 11, step: 0, op }).unwrap();
+        crate::ops::cast(&t, stored).unwrap()
+    };
+    let norm = |kernel: &'static Kernel, device: &Device, stored| {
+        let like = |shape: &[usize], op| random(device, shape, op, stored);
+        let (x, w, residual) =
+            (like(&[1, 14, 13, 72], 0), like(&[136, 3, 3, 72], 1), like(&[1, 14, 13, 136], 2));
+        let table = random(device, &[4, 136], 3, DType::F32);
+        let y = residual.empty_like().unwrap();
+        let p = Conv2dParams { act: 2, residual: 1, ..p };
+        kernel.launch(&p, &[&x, &w, &table, &residual, &y]).unwrap();
+        y.to_f32().unwrap()
+    };
+    for Ends { rows, stored, plans } in [
+        ends!(64, "conv2d_stats_vec4_f32", "conv2d_norm_vec4_f32"),
+        ends!(128, "conv2d_stats_vec4_large_f32", "conv2d_norm_vec4_large_f32"),
+        half_ends!((64, 64), "conv2d_stats_f32", "conv2d_norm_f32"),
+        half_ends!((128, 64), "conv2d_stats_vec8_tall_f32", "conv2d_norm_vec8_tall_f32"),
+        half_ends!((128, 128), "conv2d_stats_vec8_large_f32", "conv2d_norm_vec8_large_f32"),
+    ] {
+        let entry = plans.map(|plan| plan(bytemuck::bytes_of(&p), cuda.caps()).entry);
+        let tolerance = if stored == DType::F32 { 1e-5 } else { 1.0 / 256.0 };
+        let (got, want) =
+            (norm(forced(&CONV2D_NORM, plans[1]), &cuda, stored), norm(&CONV2D_NORM, &cpu, stored));
+        assert!(gap(&got, &want) < tolerance, "{} {stored:?}: {}", entry[1], gap(&got, &want));
+
+        let (x, w) = (
+            random(&cuda, &[1, 14, 13, 72], 0, stored),
+            random(&cuda, &[136, 3, 3, 72], 1, stored),
+        );
+        let y = Tensor::uninit(&cuda, &[182, 136], stored).unwrap();
+        let part = Tensor::empty(&cuda, &[182usize.div_ceil(rows as usize), 2, 136]).unwrap();
+        forced(&CONV2D_STATS, plans[0]).launch(&p, &[&x, &w, &part, &y]).unwrap();
+        // Of what is stored.
+        let mut want = Vec::new();
+        for block in y.to_f32().unwrap().chunks(rows as usize * 136) {
+            let column = |c: usize| block.iter().skip(c).step_by(136).map(|v| f64::from(*v));
+            let n = (block.len() / 136) as f64;
+            let means: Vec<f64> = (0..136).map(|c| column(c).sum::<f64>() / n).collect();
+            want.extend(means.iter().map(|m| *m as f32));
+            want.extend(
+                (0..136).map(|c| column(c).map(|v| (v - means[c]).powi(2)).sum::<f64>() as f32),
+            );
+        }
+        let got = part.to_f32().unwrap();
+        assert!(gap(&got, &want) < 1e-6, "{} {stored:?}: {}", entry[0], gap(&got, &want));
+        // The means are small beside the squares: alone.
+        let means = |v: &[f32]| v.chunks(272).flat_map(|b| b[..136].to_vec()).collect::<Vec<_>>();
+        assert!(gap(&means(&got), &means(&want)) < 1e-5, "means of {}", entry[0]);
     }
 }

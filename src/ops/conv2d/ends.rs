@@ -13,7 +13,7 @@ const WGSL: &str = concat!(
 );
 
 /// Also mean and sum of squared deviations of each channel over blocks of pixels, see [`block_rows`].
-static CONV2D_STATS: Kernel = Kernel {
+pub(super) static CONV2D_STATS: Kernel = Kernel {
     name: "conv2d_stats_f32",
     bindings: &[
         ("x", Access::Read, Stored),
@@ -32,7 +32,7 @@ static CONV2D_STATS: Kernel = Kernel {
 };
 
 /// `y = act((x * w - mean) * scale + bias + residual)` by a norm's table `[4, O]`, see [`crate::ops::batch_norm()`].
-static CONV2D_NORM: Kernel = Kernel {
+pub(super) static CONV2D_NORM: Kernel = Kernel {
     name: "conv2d_norm_f32",
     bindings: &[
         ("x", Access::Read, Stored),
