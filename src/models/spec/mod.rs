@@ -37,14 +37,18 @@
 //!
 //! | option of an attention | meaning | default |
 //! |---|---|---|
-//! | `replace` | it takes the place of the block's spatial convolution: the second 3x3 of a basic block, the 3x3 of a bottleneck, the depthwise convolution of an MBConv | yes, but for `nonlocal` and `ela-gaussian` |
+//! | `replace` | it takes the place of the block's spatial convolution (below) | yes, but for `nonlocal` and `ela-gaussian` |
 //! | `append` | it follows the block as a residual branch that starts at zero, so pretrained weights still work | `nonlocal`, `ela-gaussian` |
 //! | `heads=4` | number of heads | 8; `botnet` 4; `nonlocal`, `ela-gaussian` 1 |
 //! | `border=zero` | window pixels outside the map stay in the softmax with k = v = 0 (local kinds) | `border=mask` |
 //! | `scale=none` | q.k as it is, not divided by sqrt(d) (`ga`, `la`, `ela`, `ela-bottleneck`) | `scale=dim` |
-//! | `tables=concat` | position tables of half the channels, rows' offsets for the first half and columns' for the second, before the split into heads (`ela`) | `tables=sum` |
-//! | `sasa` | stand-alone self-attention as its authors have it (Ramachandran et al. 2019): `ela` with `border=zero`, `scale=none`, `tables=concat` (`la`, `ela`) | |
+//! | `tables=concat` | tables of half the channels: rows' offsets for the first half, columns' for the second (`ela`) | `tables=sum` |
+//! | `sasa` | `ela` with `border=zero`, `scale=none` and `tables=concat` (`la`, `ela`) | |
 //! | `pos=none` | no position tables (`ga`) | `pos=rel` |
+//!
+//! A block's spatial convolution is the second 3x3 of a basic block, the 3x3 of a bottleneck and the depthwise convolution of an
+//! MBConv. `sasa` is stand-alone self-attention as its authors have it (Ramachandran et al. 2019): with `tables=concat` the halves are
+//! put together before channels are split into heads, so one head sees offsets of rows only, another of columns.
 //!
 //! The window is odd, at most 13, and 7 where none is named; places are the last two stages where none are named. Where the
 //! convolution that an attention replaces has stride 2, the attention is at the full size and a 2x2 average pool at stride 2
