@@ -1,9 +1,9 @@
-// What the convolutions in f32 (conv2d.cu) and on tensor cores (conv2d_mma.cu, conv2d_bwd_mma.cu) share; common.cuh comes before it.
+// What the convolutions in f32 (conv2d.cu), on tensor cores (conv2d_mma.cu, conv2d_bwd_mma.cu) and by groups (depthwise.cu, grouped.cu) share; common.cuh comes before it.
 
 struct Conv2dParams {
     // Images, input rows, columns and channels; output channels, kernel rows and columns, output rows and columns.
     u32 n, h, w, c, o, kh, kw, p, q;
-    u32 stride_h, stride_w, pad_h, pad_w, bias, parts;
+    u32 stride_h, stride_w, pad_h, pad_w, bias, parts, groups;
 };
 
 // A place in a sum over kernel taps and channels, channels innermost: counted up, never divided out. Or a pixel: column, row, image.

@@ -45,6 +45,27 @@ const MUTATIONS: &[Mutation] = &[
         faulty: "return load<N>(x + (y * p.h + z) * p.c + at.c)",
     },
     Mutation {
+        what: "taps of a gradient that are not turned round",
+        file: "depthwise_f32",
+        op: "conv2d",
+        sound: "(turned ? K * K - 1 - tap : tap)",
+        faulty: "tap",
+    },
+    Mutation {
+        what: "tiles that begin where column + pad is odd",
+        file: "depthwise_bf16",
+        op: "conv2d",
+        sound: "int(tile * T) - int(odd)",
+        faulty: "int(tile * T)",
+    },
+    Mutation {
+        what: "no barrier before the sums of the rows of threads are added",
+        file: "depthwise_f16",
+        op: "conv2d",
+        sound: "    __syncthreads();\n    for (u32 e = threadIdx.x; e < width",
+        faulty: "    for (u32 e = threadIdx.x; e < width",
+    },
+    Mutation {
         what: "the sum of a softmax that is not rescaled",
         file: "global_attention_f32",
         op: "global_attention",

@@ -67,6 +67,11 @@ def conv(layout, wrap, channels, out, size, kernel=3, stride=1):
     return gradients(function, x, w)
 
 
+def depthwise(layout, wrap, channels, size, kernel, stride):
+    function = wrap(lambda x, w: F.conv2d(x, w, stride=stride, padding=kernel // 2, groups=channels))
+    return gradients(function, image(layout, BATCH, channels, size, size), image(layout, channels, 1, kernel, kernel))
+
+
 def linear(layout, wrap, rows, inputs, outputs):
     return gradients(wrap(F.linear), torch.randn(rows, inputs), torch.randn(outputs, inputs))
 
@@ -214,6 +219,11 @@ def products(make, *sizes, **options):
 ROWS = {f"conv2d_3x3_{c}x{s}": layouts(conv, c, c, s) for c, s in ((64, 56), (128, 28), (256, 14), (512, 7))}
 ROWS |= {"conv2d_3x3_s2_64_128x56": layouts(conv, 64, 128, 56, 3, 2), "conv2d_1x1_s2_64_128x56": layouts(conv, 64, 128, 56, 1, 2)}
 ROWS |= {"conv2d_stem_7x7_s2": layouts(conv, 3, 64, 224, 7, 2)}
+for c, s, k, step in (
+    (32, 112, 3, 1), (96, 112, 3, 2), (144, 56, 3, 1), (144, 56, 5, 2), (240, 28, 5, 1), (240, 28, 3, 2), (480, 14, 3, 1), (480, 14, 5, 1),
+    (672, 14, 5, 1), (672, 14, 5, 2), (1152, 7, 5, 1), (1152, 7, 3, 1),
+):
+    ROWS[f"depthwise_{k}x{k}{'' if step == 1 else f'_s{step}'}_{c}x{s}"] = layouts(depthwise, c, s, k, step)
 ROWS |= {"linear_32x512_1000": {"plain": lambda wrap: linear(PLAIN, wrap, 32, 512, 1000)}}
 ROWS |= {f"batch_norm_relu_{c}x{s}": layouts(batch_norm_relu, c, s) for c, s in ((64, 56), (256, 14))}
 ROWS |= {"batch_norm_add_relu_64x56": layouts(batch_norm_relu, 64, 56, residual=True)}

@@ -123,9 +123,9 @@ def normal(shape, dtype, device, seed):
 
 
 def conv2d(s, dtype, device):
-    side, kernel = s["size"], s["kernel"]
-    options = {"stride": s["stride"], "padding": kernel // 2}
-    shapes = (s["n"], s["channels"], side, side), (s["out"], s["channels"], kernel, kernel)
+    side, kernel, groups = s["size"], s["kernel"], s.get("groups", 1)
+    options = {"stride": s["stride"], "padding": kernel // 2, "groups": groups}
+    shapes = (s["n"], s["channels"], side, side), (s["out"], s["channels"] // groups, kernel, kernel)
     inputs = lambda: [normal(shape, dtype, device, i) for i, shape in enumerate(shapes)]
     function = lambda x, w: F.conv2d(x, w, **options)
     layout = lambda x, w: [t.contiguous(memory_format=torch.channels_last) for t in (x, w)]
@@ -133,6 +133,10 @@ def conv2d(s, dtype, device):
     if dtype == torch.float32 and is_cuda(device):
         ways["channels_last_tf32"] = (function, layout)
     return inputs, [s["channels"] != 3, True], function, ways, [0]
+
+
+def depthwise(s, dtype, device):
+    return conv2d(s | {"out": s["channels"], "groups": s["channels"]}, dtype, device)
 
 
 def linear(s, dtype, device):
@@ -320,6 +324,7 @@ def attention(s, dtype, device):
 
 OPS = {
     "conv2d": conv2d,
+    "depthwise": depthwise,
     "linear": linear,
     "batch_norm": batch_norm,
     "max_pool2d": max_pool2d,

@@ -39,6 +39,13 @@ pub(crate) fn make(subject: &Subject, device: &Device, dtype: DType) -> Result<C
             let w = random(&[out, kernel, kernel, channels], 1)?.requires_grad();
             passes(move || conv2d(&x, &w, None, options))
         }
+        Subject::Depthwise { n, size, channels, kernel, stride } => {
+            let (padding, stride) = ((kernel / 2, kernel / 2), (stride, stride));
+            let options = Conv2d { stride, padding, groups: channels, ..Conv2d::default() };
+            let x = random(&[n, size, size, channels], 0)?.requires_grad();
+            let w = random(&[channels, kernel, kernel, 1], 1)?.requires_grad();
+            passes(move || conv2d(&x, &w, None, options))
+        }
         Subject::Linear { rows, inputs, outputs } => {
             let x = random(&[rows, inputs], 0)?.requires_grad();
             let w = random(&[outputs, inputs], 1)?.requires_grad();

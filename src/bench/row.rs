@@ -58,6 +58,19 @@ pub enum Subject {
         /// Pixels from one output to the next.
         stride: usize,
     },
+    /// A convolution with a kernel for each channel, without bias, padded by `kernel / 2`.
+    Depthwise {
+        /// Images.
+        n: usize,
+        /// Height and width.
+        size: usize,
+        /// Channels.
+        channels: usize,
+        /// Height and width of the kernel.
+        kernel: usize,
+        /// Pixels from one output to the next.
+        stride: usize,
+    },
     /// A linear layer without bias.
     Linear {
         /// Rows of x.

@@ -61,6 +61,13 @@ fn stem(n: usize, size: usize) -> Named {
     ("conv2d_stem_7x7_s2".into(), subject)
 }
 
+/// `channels x size`, a kernel for each channel.
+fn depthwise(n: usize, channels: usize, size: usize, kernel: usize, stride: usize) -> Named {
+    let step = if stride == 1 { String::new() } else { format!("_s{stride}") };
+    let subject = Subject::Depthwise { n, size, channels, kernel, stride };
+    (format!("depthwise_{kernel}x{kernel}{step}_{channels}x{size}"), subject)
+}
+
 fn linear(rows: usize, inputs: usize, outputs: usize) -> Named {
     (format!("linear_{rows}x{inputs}_{outputs}"), Subject::Linear { rows, inputs, outputs })
 }
@@ -98,13 +105,32 @@ fn named((name, subject): Named, more: &str) -> Named {
     (name + more, subject)
 }
 
-/// N = 8: the shapes of ResNet18 at 224 x 224, 8 heads.
+/// The depthwise convolutions of EfficientNet-B0 at 224 x 224.
+fn depthwise_rows(n: usize) -> Vec<Named> {
+    let shapes = [
+        (32, 112, 3, 1),
+        (96, 112, 3, 2),
+        (144, 56, 3, 1),
+        (144, 56, 5, 2),
+        (240, 28, 5, 1),
+        (240, 28, 3, 2),
+        (480, 14, 3, 1),
+        (480, 14, 5, 1),
+        (672, 14, 5, 1),
+        (672, 14, 5, 2),
+        (1152, 7, 5, 1),
+        (1152, 7, 3, 1),
+    ];
+    shapes.map(|(channels, size, kernel, step)| depthwise(n, channels, size, kernel, step)).into()
+}
+
+/// N = 8: the shapes of ResNet18 at 224 x 224, 8 heads; the depthwise convolutions of EfficientNet-B0.
 fn small_ops() -> Vec<Named> {
     let n = 8;
     let local =
         |channels: usize, size, window| local(n, 8, channels / 8, size, window, Outside::Zero);
     let global = |size, d, position| global(n, 8, size, d, position);
-    vec![
+    let mut rows = vec![
         conv(n, 64, 56),
         conv(n, 128, 28),
         conv(n, 256, 14),
@@ -131,7 +157,9 @@ fn small_ops() -> Vec<Named> {
         local(64, 56, 7),
         local(256, 14, 7),
         local(512, 7, 7),
-    ]
+    ];
+    rows.extend(depthwise_rows(n));
+    rows
 }
 
 /// Batches that fill a large GPU; the most telling rows first, since a run may be cut.
@@ -165,6 +193,11 @@ fn large_ops() -> Vec<Named> {
         window(13),
         n128(batch_norm(128, 64, 56, true)),
         n128(max_pool(128, 64, 112)),
+        n128(depthwise(128, 32, 112, 3, 1)),
+        n128(depthwise(128, 96, 112, 3, 2)),
+        n128(depthwise(128, 144, 56, 5, 2)),
+        n128(depthwise(128, 240, 28, 5, 1)),
+        n128(depthwise(128, 1152, 7, 5, 1)),
         named(adamw(11_689_512), "_11m"),
         linear(128, 512, 1000),
     ]
@@ -180,6 +213,8 @@ fn tiny_ops() -> Vec<Named> {
     vec![
         tiny(conv(2, 8, 6)),
         tiny(stem(1, 16)),
+        tiny(depthwise(2, 16, 7, 3, 1)),
+        tiny(depthwise(2, 16, 7, 5, 2)),
         linear(4, 16, 10),
         tiny(batch_norm(2, 8, 6, false)),
         tiny(batch_norm(2, 8, 6, true)),

@@ -61,6 +61,14 @@ pub(crate) fn work(subject: &Subject, bytes: usize) -> Work {
             let y = element * product(&[n, side, side, out]);
             matrix(flop, x, w, y, channels != 3)
         }
+        Subject::Depthwise { n, size, channels, kernel, stride } => {
+            let side = shrink(size, kernel, stride);
+            let flop = 2.0 * product(&[n, side, side, channels, kernel, kernel]);
+            let x = element * product(&[n, size, size, channels]);
+            let w = element * product(&[channels, kernel, kernel]);
+            let y = element * product(&[n, side, side, channels]);
+            matrix(flop, x, w, y, true)
+        }
         Subject::Linear { rows, inputs, outputs } => {
             let flop = 2.0 * product(&[rows, inputs, outputs]);
             let [x, w, y] =
@@ -232,6 +240,9 @@ mod tests {
         let stem =
             work(&Subject::Conv2d { n: 1, size: 8, channels: 3, out: 6, kernel: 3, stride: 1 }, 4);
         assert_eq!(stem.whole.flop, 2.0 * stem.forward.flop);
+        let depthwise = Subject::Depthwise { n: 2, size: 7, channels: 6, kernel: 5, stride: 2 };
+        // 2 x 4 x 4 pixels, 6 channels each, 25 taps.
+        assert_eq!(work(&depthwise, 4).whole.flop, 3.0 * 2.0 * 32.0 * 6.0 * 25.0);
     }
 
     /// The worked floors of a memory- and of a compute-bound attention, by hand: 128 x 8 heads of 196 x 196 x 64.

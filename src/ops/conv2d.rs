@@ -1,6 +1,8 @@
-//! 2D convolution: forward, and the gradients of input, weight and bias. [`super::linear`] is made of the same kernels.
+//! 2D convolution: forward, and the gradients of input, weight and bias. [`super::linear`] is made of the same kernels; with
+//! groups, [`super::depthwise`] and [`super::grouped`] have the kernels.
 
 use super::reduce::sum_rows;
+use super::{depthwise, grouped};
 use crate::Caps;
 use crate::cpu::conv2d as cpu;
 use crate::error::{Error, Result};
@@ -42,6 +44,8 @@ pub(crate) struct Conv2dParams {
     pub(crate) bias: u32,
     /// Weight and bias gradient: into how many parts the pixels are cut.
     pub(crate) parts: u32,
+    /// Groups of channels that do not mix: `c / groups` of them feed `o / groups` outputs.
+    pub(crate) groups: u32,
 }
 
 #[repr(C)]
@@ -60,7 +64,8 @@ pub struct Conv2d {
     pub padding: (usize, usize),
     /// Input pixels from one kernel tap to the next; only 1 is supported.
     pub dilation: (usize, usize),
-    /// Groups of channels that do not mix; only 1 is supported.
+    /// Groups of channels that do not mix: the first `C / groups` channels feed the first `O / groups` outputs, and so on. It divides
+    /// both; as many groups as channels and outputs is a depthwise convolution.
     pub groups: usize,
 }
 
@@ -184,6 +189,9 @@ fn weight_parts(p: &Conv2dParams, x: &Tensor) -> u32 {
     if x.device().name() == "cpu" {
         return 1;
     }
+    if p.groups > 1 {
+        return if p.depthwise() { depthwise::weight_parts(p) } else { grouped::weight_parts(p) };
+    }
     if x.dtype().is_half() {
         return cuda::half_parts(p);
     }
@@ -234,7 +242,18 @@ impl Conv2dParams {
             pad_w: pad.1 as u32,
             bias: 0,
             parts: 1,
+            groups: 1,
         }
+    }
+
+    /// Whether every channel has a kernel of its own.
+    fn depthwise(&self) -> bool {
+        self.groups == self.c && self.c == self.o
+    }
+
+    /// Numbers of the weight.
+    pub(super) fn weights(&self) -> u32 {
+        self.o * self.kh * self.kw * (self.c / self.groups)
     }
 }
 
@@ -247,19 +266,13 @@ impl Conv2d {
         require_same(OP, ("x", x), "weight", w)?;
         let [n, h, width, c] = x.dims(OP, "x")?;
         let [o, kh, kw, wc] = w.dims(OP, "weight")?;
-        if self.groups != 1 || self.dilation != (1, 1) {
+        if self.dilation != (1, 1) {
             return fail(format!(
-                "groups = 1 and dilation = (1, 1) are supported, got groups = {} and dilation = {:?}",
-                self.groups, self.dilation
+                "dilation = (1, 1) is supported, got dilation = {:?}",
+                self.dilation
             ));
         }
-        if c != wc {
-            return fail(format!(
-                "x {:?} has {c} channels (last axis), weight {:?} expects {wc} (its last axis)",
-                x.shape(),
-                w.shape()
-            ));
-        }
+        self.check_groups(x, w)?;
         if let Some(bias) = bias {
             require_f32(OP, "bias", bias)?;
             if bias.shape() != [o] {
@@ -273,7 +286,7 @@ impl Conv2d {
                 "at most {MOST_CHANNELS} channels are supported, got {c} and {o}"
             ));
         }
-        if kh * kw * c > MOST_COLUMNS {
+        if kh * kw * wc > MOST_COLUMNS {
             return fail(format!(
                 "at most {MOST_COLUMNS} weights an output are supported, weight is {:?}",
                 w.shape()
@@ -281,7 +294,29 @@ impl Conv2d {
         }
         let counts = ([n, h, width, c], [o, kh, kw], [p, q]);
         let p = Conv2dParams::from_counts(counts.0, counts.1, counts.2, self.stride, self.padding);
-        Ok(Conv2dParams { bias: u32::from(bias.is_some()), ..p })
+        Ok(Conv2dParams { bias: u32::from(bias.is_some()), groups: self.groups as u32, ..p })
+    }
+
+    /// Whether the channels of x and the weight, four axes each, go together.
+    fn check_groups(&self, x: &Tensor, w: &Tensor) -> Result<()> {
+        let (c, o, wc, groups) = (x.shape()[3], w.shape()[0], w.shape()[3], self.groups);
+        let fail = |message: String| Err(Error::shape("conv2d", message));
+        if groups == 0 || !c.is_multiple_of(groups) || !o.is_multiple_of(groups) {
+            return fail(format!(
+                "groups = {groups} must divide the {c} channels of x {:?} (last axis) and the {o} outputs of weight {:?} (first axis)",
+                x.shape(),
+                w.shape()
+            ));
+        }
+        if c / groups != wc {
+            let each = if groups == 1 { String::new() } else { format!(" / {groups} groups") };
+            return fail(format!(
+                "x {:?} has {c} channels (last axis){each}, weight {:?} expects {wc} (its last axis)",
+                x.shape(),
+                w.shape()
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -317,8 +352,9 @@ fn output_size(
 /// `y[n,p,q,o] = bias[o] + sum over r,s,c of x[n, p*stride+r-padding, q*stride+s-padding, c] * w[o,r,s,c]`, where x is
 /// zero outside.
 ///
-/// x `[N, H, W, C]`, w `[O, kh, kw, C]`, bias `[O]`, y `[N, P, Q, O]` with `P = (H + 2*padding - kh) / stride + 1`
-/// and Q likewise. Gradients for x, w and bias. x and w may be stored in half precision (both alike); y and the gradient of x are
+/// x `[N, H, W, C]`, w `[O, kh, kw, C / groups]`, bias `[O]`, y `[N, P, Q, O]` with `P = (H + 2*padding - kh) / stride + 1`
+/// and Q likewise. With groups, output o belongs to group `o / (O / groups)`, c runs over the channels of that group alone, and the weight's
+/// last axis counts them from the group's first. Gradients for x, w and bias. x and w may be stored in half precision (both alike); y and the gradient of x are
 /// then too, the bias, all sums and the gradients of w and bias are f32.
 ///
 /// # Errors
@@ -348,7 +384,8 @@ pub(super) fn forward(
             &unused
         }
     };
-    CONV2D_FWD.launch(&p, &[x, w, bound, &y])?;
+    let [fwd, dgrad, wgrad] = kernels(&p);
+    fwd.launch(&p, &[x, w, bound, &y])?;
     let mut inputs = vec![x, w];
     inputs.extend(bias);
     let saved = (x.detach(), w.detach());
@@ -357,12 +394,12 @@ pub(super) fn forward(
         let mut grads = vec![None, None];
         if needs[0] {
             let dx = x.empty_like()?;
-            CONV2D_DGRAD.launch(&p, &[dy, &w, &dx])?;
+            dgrad.launch(&p, &[dy, &w, &dx])?;
             grads[0] = Some(dx);
         }
         if needs[1] {
             let parts = weight_parts(&p, &x);
-            grads[1] = Some(in_parts(p, parts, w.shape(), &CONV2D_WGRAD, &[&x, dy])?);
+            grads[1] = Some(in_parts(p, parts, w.shape(), wgrad, &[&x, dy])?);
         }
         if needs.get(2) == Some(&true) {
             grads.push(Some(bias_gradient(p, dy)?));
@@ -371,6 +408,15 @@ pub(super) fn forward(
         }
         Ok(grads)
     }))
+}
+
+/// Forward, input gradient and weight gradient.
+fn kernels(p: &Conv2dParams) -> [&'static Kernel; 3] {
+    match p.groups {
+        1 => [&CONV2D_FWD, &CONV2D_DGRAD, &CONV2D_WGRAD],
+        _ if p.depthwise() => depthwise::KERNELS,
+        _ => grouped::KERNELS,
+    }
 }
 
 fn bias_gradient(p: Conv2dParams, dy: &Tensor) -> Result<Tensor> {
@@ -394,17 +440,23 @@ fn in_parts(
 ) -> Result<Tensor> {
     let p = Conv2dParams { parts, ..p };
     let device = inputs[0].device();
-    let out = Tensor::empty(device, shape)?;
     let mut bindings = inputs.to_vec();
     if parts == 1 {
+        let out = Tensor::empty(device, shape)?;
         bindings.push(&out);
         kernel.launch(&p, &bindings)?;
-    } else {
-        let sums = Tensor::empty(device, &[parts as usize, out.numel()])?;
-        bindings.push(&sums);
-        kernel.launch(&p, &bindings)?;
-        CONV2D_SUM.launch(&SumParams { len: out.numel() as u32, parts }, &[&sums, &out])?;
+        return Ok(out);
     }
+    let len = shape.iter().product();
+    let sums = Tensor::empty(device, &[parts as usize, len])?;
+    bindings.push(&sums);
+    kernel.launch(&p, &bindings)?;
+    if p.groups > 1 {
+        // Few weights and many parts: one thread a weight would take long.
+        return sum_rows(&sums)?.reshape(shape);
+    }
+    let out = Tensor::empty(device, shape)?;
+    CONV2D_SUM.launch(&SumParams { len: len as u32, parts }, &[&sums, &out])?;
     Ok(out)
 }
 
@@ -427,7 +479,17 @@ mod tests {
         let plain = Conv2d::default();
         assert!(message(&x, &ones(&[3, 3, 3, 5]), None, plain).contains("2 channels"));
         assert!(message(&x, &w, Some(&ones(&[2])), plain).contains("bias must be [3]"));
-        assert!(message(&x, &w, None, Conv2d { groups: 2, ..plain }).contains("groups = 1"));
+        assert!(
+            message(&x, &w, None, Conv2d { groups: 2, ..plain }).contains("groups = 2 must divide")
+        );
+        assert!(
+            message(&x, &w, None, Conv2d { groups: 0, ..plain }).contains("groups = 0 must divide")
+        );
+        let four = ones(&[4, 3, 3, 2]);
+        assert!(
+            message(&x, &four, None, Conv2d { groups: 2, ..plain })
+                .contains("2 channels (last axis) / 2 groups")
+        );
         assert!(message(&x, &w, None, Conv2d { dilation: (2, 1), ..plain }).contains("dilation"));
         assert!(message(&x, &w, None, Conv2d { stride: (0, 1), ..plain }).contains("stride"));
         assert!(message(&x, &ones(&[3, 5, 3, 2]), None, plain).contains("does not fit"));

@@ -28,14 +28,14 @@ def present(**tensors):
 # ---------------------------------------------------------------------------------------------------- convolution
 
 
-def conv(name, x, weight, stride=(1, 1), padding=(0, 0), bias=False, outliers=False):
+def conv(name, x, weight, stride=(1, 1), padding=(0, 0), bias=False, outliers=False, groups=1):
     def inputs():
         return present(x=normal(x, outliers), weight=normal(weight), bias=normal(weight[:1]) if bias else None)
 
     def run(x, weight, bias=None):
-        return {"y": F.conv2d(x, weight, bias, stride, padding)}
+        return {"y": F.conv2d(x, weight, bias, stride, padding, groups=groups)}
 
-    attrs = {"stride": stride, "padding": padding, "dilation": [1, 1], "groups": 1}
+    attrs = {"stride": stride, "padding": padding, "dilation": [1, 1], "groups": groups}
     add(f"conv2d_{name}", "conv2d", attrs, inputs, run)
 
 
@@ -54,6 +54,12 @@ conv("3x5_s21", (2, 3, 8, 9), (4, 3, 3, 5), stride=[2, 1], padding=[0, 2], bias=
 conv("1x7", (1, 2, 3, 11), (3, 2, 1, 7), stride=[1, 3], padding=[0, 3])
 conv("5x1_wide_padding", (1, 1, 4, 5), (1, 1, 5, 1), padding=[4, 2])
 conv("patch_4x4", (2, 3, 9, 13), (10, 3, 4, 4), stride=[4, 4], bias=True)
+conv("depthwise_3x3", (2, 8, 7, 9), (8, 1, 3, 3), padding=[1, 1], groups=8)
+conv("depthwise_3x3_s2_c7", (2, 7, 8, 5), (7, 1, 3, 3), stride=[2, 2], padding=[1, 1], bias=True, groups=7)
+conv("depthwise_5x5_c33", (1, 33, 4, 6), (33, 1, 5, 5), padding=[2, 2], groups=33)
+conv("depthwise_5x5_s2", (1, 12, 11, 10), (12, 1, 5, 5), stride=[2, 2], padding=[2, 2], bias=True, groups=12)
+conv("grouped_3x3", (2, 6, 5, 7), (4, 3, 3, 3), padding=[1, 1], bias=True, groups=2)
+conv("grouped_multiplier_s2", (1, 5, 7, 6), (15, 1, 3, 3), stride=[2, 2], padding=[1, 1], groups=5)
 
 
 # ---------------------------------------------------------------------------------------------------- batch norm

@@ -34,22 +34,22 @@ use weight::weight_gradient;
 
 /// [`Conv2dParams`] as `usize`.
 #[derive(Clone, Copy)]
-struct Dims {
-    n: usize,
-    h: usize,
-    w: usize,
-    c: usize,
-    o: usize,
-    kh: usize,
-    kw: usize,
-    p: usize,
-    q: usize,
-    stride: (usize, usize),
-    pad: (usize, usize),
+pub(super) struct Dims {
+    pub(super) n: usize,
+    pub(super) h: usize,
+    pub(super) w: usize,
+    pub(super) c: usize,
+    pub(super) o: usize,
+    pub(super) kh: usize,
+    pub(super) kw: usize,
+    pub(super) p: usize,
+    pub(super) q: usize,
+    pub(super) stride: (usize, usize),
+    pub(super) pad: (usize, usize),
 }
 
 impl Dims {
-    fn new(s: &Conv2dParams) -> Self {
+    pub(super) fn new(s: &Conv2dParams) -> Self {
         let u = |v: u32| v as usize;
         Dims {
             n: u(s.n),
@@ -167,6 +167,7 @@ mod tests {
             pad_w: pad.1,
             bias: 0,
             parts: 1,
+            groups: 1,
         }
     }
 
