@@ -29,7 +29,13 @@ impl Conv {
         let std = (2.0 / (outputs * kernel * kernel) as f32).sqrt();
         let weight = init.normal(&[outputs, kernel, kernel, inputs], std)?;
         let padding = (kernel / 2, kernel / 2);
-        Ok(Self { weight, opt: Conv2d { stride: (stride, stride), padding, ..Conv2d::default() } })
+        let opt = Conv2d { stride: (stride, stride), padding, ..Conv2d::default() };
+        Ok(Self::from_weight(weight, opt))
+    }
+
+    /// A convolution that starts with this weight `[O, kh, kw, I / groups]`.
+    pub fn from_weight(weight: Tensor, opt: Conv2d) -> Self {
+        Self { weight, opt }
     }
 }
 

@@ -7,6 +7,7 @@
 mod attention;
 mod conv;
 mod init;
+mod lesa;
 mod linear;
 mod norm;
 mod parameters;
@@ -15,6 +16,7 @@ mod state;
 pub use attention::{Attention, AttentionConfig, Reach};
 pub use conv::Conv;
 pub use init::Init;
+pub use lesa::{Lesa, LesaConfig};
 pub use linear::Linear;
 pub use norm::BatchNorm;
 pub use parameters::{Differences, Parameters, Reshaped};
