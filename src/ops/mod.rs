@@ -18,6 +18,7 @@ pub(crate) mod global_attention;
 pub(crate) mod global_avg_pool;
 mod grouped;
 pub(crate) mod layer_norm;
+pub(crate) mod lesa;
 mod linear;
 pub(crate) mod local_attention;
 pub(crate) mod max_pool2d;
@@ -41,6 +42,7 @@ pub use elementwise::{add, add_bias, gelu, mul, relu, sigmoid, silu};
 pub use global_attention::{GlobalAttention, global_attention};
 pub use global_avg_pool::global_avg_pool;
 pub use layer_norm::{LayerNorm, layer_norm};
+pub use lesa::{MAX_PIXELS as LESA_MAX_PIXELS, lesa_context, lesa_logits};
 pub use linear::linear;
 pub use local_attention::{Border, LocalAttention, MAX_WINDOW, local_attention};
 pub use max_pool2d::{MaxPool2d, max_pool2d};
@@ -69,6 +71,8 @@ pub fn specs() -> Vec<&'static OpSpec> {
         &linear::LINEAR,
         &global_attention::SPEC,
         &local_attention::SPEC,
+        &lesa::LOGITS,
+        &lesa::CONTEXT,
         &batch_norm::SPEC,
         &conv_block::SPEC,
         &layer_norm::SPEC,

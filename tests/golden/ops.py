@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from attention import global_attention, local_attention
+from attention import global_attention, lesa_context, lesa_logits, local_attention
 
 CASES = {}
 
@@ -358,3 +358,21 @@ attend_locally("7x7_d1", (2, 9, 5, 5, 1), [7, 7], "zero", "hwb")
 attend_locally("1x33_map", (1, 1, 33, 1, 8), [3, 3], "mask", "hw")
 attend_locally("sharp", (1, 6, 7, 2, 8), [5, 5], "mask", "hw", sharpness=20.0)
 attend_locally("unscaled", (1, 5, 4, 2, 8), [3, 3], "zero", scale=1.0)
+
+
+def lesa(name, shape):
+    """Both halves; shape is N, L, G and e of attention.py."""
+    n, length, heads, e = shape
+
+    def inputs():
+        return {"qkv": normal([n, length, heads, 4 * e]), "table": normal([2 * length - 1, 4 * e])}
+
+    def with_logits():
+        return {"logits": normal([n, length, length, 3 * heads])} | inputs()
+
+    add(f"lesa_logits_{name}", "lesa_logits", {}, inputs, lambda **x: {"y": lesa_logits(**x)})
+    add(f"lesa_context_{name}", "lesa_context", {}, with_logits, lambda **x: {"y": lesa_context(**x)})
+
+
+lesa("9_e3", (2, 9, 2, 3))
+lesa("6_e4", (1, 6, 3, 4))
