@@ -56,7 +56,7 @@ const GRAMMAR: &str = "Model strings
                la7          local: a 7x7 window round each place, without positions; odd windows up to 13
                ela7         local with learned relative positions (= ela-position): our reading of \"embedded local\"
                ela-bottleneck7, ela-gaussian7   two other readings of it
-               nonlocal, botnet                 published global layers
+               nonlocal, botnet, lesa           published global layers
   places       3,4          all blocks of stages 3 and 4 (the last two stages if no place is given)
                4.1          block 1 of stage 4; stages count from 1, blocks from 0
   its options  replace      stands for the block's spatial convolution: the second 3x3 of a basic block, the 3x3 of a bottleneck,

@@ -23,6 +23,7 @@ pub(crate) mod global_avg_pool;
 pub(crate) mod grouped;
 pub(crate) mod lanes;
 pub(crate) mod layer_norm;
+pub(crate) mod lesa;
 pub(crate) mod local_attention;
 pub(crate) mod max_pool2d;
 pub(crate) mod optim_step;

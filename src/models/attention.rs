@@ -4,7 +4,7 @@ use super::spec::{AttentionSpec, Placement, Variant};
 use crate::error::Result;
 use crate::nn::{
     Appended, Attention, AttentionBottleneck, AttentionConfig, BatchNorm, Conv, ConvNorm, Init,
-    Layer, Mode, Module, NonLocal, Reach, Slot, join,
+    Layer, Lesa, LesaConfig, Mode, Module, NonLocal, Reach, Slot, join,
 };
 use crate::ops::{self, Activation, AvgPool2d};
 use crate::tensor::Tensor;
@@ -127,6 +127,10 @@ pub(super) fn appended(
     map: (usize, usize),
 ) -> Result<Option<Box<dyn Module>>> {
     let Some(a) = a.filter(|a| a.placement == Placement::Append) else { return Ok(None) };
+    if a.variant == Variant::Lesa {
+        let layer = lesa(init, a, channels, map)?;
+        return Ok(Some(Box::new(Appended::around(init, layer, channels)?)));
+    }
     let plain = matches!(
         a.variant,
         Variant::Global | Variant::Local | Variant::EmbeddedLocal | Variant::BotNet
@@ -150,8 +154,15 @@ fn layer(
             Box::new(Attention::new(init, config)?)
         }
         Variant::Bottleneck => Box::new(AttentionBottleneck::new(init, channels, config)?),
+        Variant::Lesa => Box::new(lesa(init, a, channels, map)?),
         Variant::Gaussian | Variant::NonLocal => Box::new(NonLocal::new(init, channels, config)?),
     })
+}
+
+/// As many groups as heads: both are 8 as published.
+fn lesa(init: &mut Init, a: &AttentionSpec, channels: usize, map: (usize, usize)) -> Result<Lesa> {
+    let config = LesaConfig { inputs: channels, channels, heads: a.heads, groups: a.heads, map };
+    Lesa::new(init, config)
 }
 
 fn config(a: &AttentionSpec, channels: usize, map: (usize, usize)) -> AttentionConfig {

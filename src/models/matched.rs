@@ -100,7 +100,7 @@ fn by_width_and_depth(
     for heads in 1..=12 {
         // Every layer has as many: two counts tell those of every depth.
         let (one, two) = (of(at(heads, 1))?.parameters, of(at(heads, 2))?.parameters);
-        for depth in 4_usize..=24 {
+        for depth in 6_usize..=18 {
             let parameters = one + (depth - 1) * (two - one);
             let key = (parameters.abs_diff(target), depth.abs_diff(12));
             if best.as_ref().is_none_or(|b| key < (b.0, b.1)) {

@@ -51,7 +51,8 @@ pub struct Model {
 pub enum Load {
     /// Every name and shape of the model, and no other: to go on with a run, to evaluate it.
     Exact,
-    /// Weights of the plain net, to start from, by torchvision's names or timm's. Attention layers may be missing (they keep their first values), and so may
+    /// Weights of the plain net, to start from, by torchvision's names or timm's. Attention layers may be missing (they keep their
+    /// first values), and so may
     /// `num_batches_tracked`; a convolution that an attention replaces is left out.
     Pretrained {
         /// Leave the classifier of the state dict out (it has other classes).

@@ -32,7 +32,7 @@ impl Conv {
         let weight = init.normal(&[outputs, kernel, kernel, inputs], std)?;
         let padding = (kernel / 2, kernel / 2);
         let opt = Conv2d { stride: (stride, stride), padding, ..Conv2d::default() };
-        Ok(Self { weight, bias: None, opt })
+        Ok(Self::from_weight(weight, opt))
     }
 
     /// A depthwise convolution: each channel with a kernel of its own. `std = sqrt(2 / (channels * kernel^2))`, since PyTorch
@@ -51,7 +51,7 @@ impl Conv {
         let padding = (kernel / 2, kernel / 2);
         let opt =
             Conv2d { stride: (stride, stride), padding, groups: channels, ..Conv2d::default() };
-        Ok(Self { weight, bias: None, opt })
+        Ok(Self::from_weight(weight, opt))
     }
 
     /// The same convolution with a bias, which starts at zero.
@@ -61,6 +61,11 @@ impl Conv {
     pub fn with_bias(self, init: &mut Init) -> Result<Self> {
         let bias = init.constant(&self.weight.shape()[..1], 0.0)?;
         Ok(Self { bias: Some(bias), ..self })
+    }
+
+    /// A convolution that starts with this weight `[O, kh, kw, I / groups]`, without bias.
+    pub fn from_weight(weight: Tensor, opt: Conv2d) -> Self {
+        Self { weight, bias: None, opt }
     }
 
     /// A convolution of given first values, with a bias.

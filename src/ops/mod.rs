@@ -21,6 +21,7 @@ pub(crate) mod global_attention;
 pub(crate) mod global_avg_pool;
 mod grouped;
 pub(crate) mod layer_norm;
+pub(crate) mod lesa;
 mod linear;
 pub(crate) mod local_attention;
 pub(crate) mod max_pool2d;
@@ -47,6 +48,7 @@ pub use ema_step::ema_step;
 pub use global_attention::{GlobalAttention, global_attention};
 pub use global_avg_pool::global_avg_pool;
 pub use layer_norm::{LayerNorm, layer_norm};
+pub use lesa::{MAX_PIXELS as LESA_MAX_PIXELS, lesa_context, lesa_logits};
 pub use linear::linear;
 pub use local_attention::{Border, LocalAttention, MAX_WINDOW, local_attention};
 pub use max_pool2d::{MaxPool2d, max_pool2d};
@@ -76,6 +78,8 @@ pub fn specs() -> Vec<&'static OpSpec> {
         &global_attention::SPEC,
         &local_attention::SPEC,
         &attention_block::SPEC,
+        &lesa::LOGITS,
+        &lesa::CONTEXT,
         &batch_norm::SPEC,
         &conv_block::SPEC,
         &layer_norm::SPEC,

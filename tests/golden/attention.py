@@ -77,6 +77,38 @@ def local_attention(q, k, v, rel_h=None, rel_w=None, bias=None, *, kernel, borde
     return torch.stack(out, 1).reshape(n, h, w, heads, d)
 
 
+def lesa_logits(qkv, table):
+    """The three kinds of logits of LESA. qkv [N,L,G,4e]: of each head q (e numbers), k (e), v (2e); table [2L-1,4e]: a row for each offset
+    of the flattened pixels, from the most negative -> [N,L,L,3G], kinds one after the other."""
+    n, length, heads, width = qkv.shape
+    e = width // 4
+    q, k = qkv[..., :e], qkv[..., e:2 * e]
+    rows = []
+    for i in range(length):
+        row = []
+        for j in range(length):
+            same = (q[:, i] * k[:, j]).sum(-1)
+            by_query = q[:, i] @ table[i - j + length - 1, :e]
+            by_key = k[:, j] @ table[j - i + length - 1, e:2 * e]
+            row.append(torch.cat([same, by_query, by_key], -1))
+        rows.append(torch.stack(row, 1))
+    return torch.stack(rows, 1)
+
+
+def lesa_context(logits, qkv, table):
+    """What LESA's softmax makes of values and of their positions: logits [N,L,L,3G] -> [N,L,2,2eG]."""
+    n, length, heads, width = qkv.shape
+    v, places = qkv[..., width // 2:], table[:, width // 2:]
+    weights = torch.softmax(logits.reshape(n, length, length, 3, heads).sum(3), 2)
+    out = []
+    for i in range(length):
+        rows = torch.stack([places[i - j + length - 1] for j in range(length)])
+        of_values = torch.einsum("njg,njgc->ngc", weights[:, i], v)
+        of_places = torch.einsum("njg,jc->ngc", weights[:, i], rows)
+        out.append(torch.stack([of_values.reshape(n, -1), of_places.reshape(n, -1)], 1))
+    return torch.stack(out, 1)
+
+
 def check():
     """The definitions above agree with PyTorch's fused attention where it has the same function, and with each other:
     a masked window of 2H-1 x 2W-1 sees the whole map, with tables of the same size."""

@@ -3,7 +3,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from attention import global_attention, local_attention
+from attention import global_attention, lesa_context, lesa_logits, local_attention
 
 
 def attend(q, k, v, heads, rel_h=None, rel_w=None, *, kernel=None, border="mask", scale):
@@ -96,6 +96,33 @@ class AttentionBottleneck(nn.Module):
         y = F.relu(self.norm1(self.reduce(x)))
         y = attend(self.q(y), self.k(y), self.v(y), self.heads, kernel=self.kernel, border=self.border, scale=self.scale)
         return x + self.norm3(self.expand(F.relu(self.norm2(y))))
+
+
+class Lesa(nn.Module):
+    """Locally enhanced self-attention (Yang et al. 2021), with as many groups as heads: unary + gate * context."""
+
+    def __init__(self, channels, heads, map_size):
+        super().__init__()
+        c, pixels = channels, map_size[0] * map_size[1]
+        self.heads = heads
+        self.qkv, self.bn_qkv = nn.Conv2d(c, 2 * c, 1, bias=False), nn.BatchNorm2d(2 * c)
+        self.relative = nn.Parameter(0.3 * torch.randn(2 * pixels - 1, 2 * c // heads))
+        self.bn_similarity, self.bn_output = nn.BatchNorm2d(3 * heads), nn.BatchNorm2d(2 * c)
+        self.unary1 = nn.Conv2d(c, c, 3, padding=1, groups=heads, bias=False)
+        self.unary2, self.bn_unary = nn.Conv2d(c, c, 1, bias=False), nn.BatchNorm2d(c)
+        self.gate_unary, self.gate_context = (nn.Conv2d(c, c, 1, bias=False) for _ in range(2))
+        self.bn_gate1 = nn.BatchNorm2d(c)
+        self.gate, self.bn_gate2 = nn.Conv2d(c, c, 1, bias=False), nn.BatchNorm2d(c)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        qkv = self.bn_qkv(self.qkv(x)).permute(0, 2, 3, 1).reshape(n, h * w, self.heads, -1)
+        logits = self.bn_similarity(lesa_logits(qkv, self.relative).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        both = lesa_context(logits, qkv, self.relative).reshape(n, h, w, 2 * c)
+        context = sum(self.bn_output(both.permute(0, 3, 1, 2)).chunk(2, 1))
+        unary = self.bn_unary(self.unary2(self.unary1(x)))
+        hidden = self.bn_gate1(self.gate_unary(F.relu(unary)) + self.gate_context(F.relu(context)))
+        return unary + torch.sigmoid(self.bn_gate2(self.gate(F.relu(hidden)))) * context
 
 
 class Halve(nn.Module):

@@ -2,7 +2,7 @@
 import torch
 import torch.nn.functional as F
 
-from layers import Appended, Attention, AttentionBottleneck, NonLocal
+from layers import Appended, Attention, AttentionBottleneck, Lesa, NonLocal
 from nets import FACTORS, VIT, EfficientNet, ResNet, ViT, check_against_torchvision, stir  # noqa: F401
 
 
@@ -76,6 +76,7 @@ small("ela3_zero", "ela3@2.0:heads=1,border=zero", [(2, 0)], lambda c: Attention
 
 small("nonlocal", "nonlocal@2.1", [(2, 1)], lambda c: NonLocal(c))
 small("botnet", "botnet@2:heads=2", [(2, 0), (2, 1)], lambda c: Attention(c, 2, "shared", map_size=(7, 6)))
+small("lesa", "lesa@2.1:heads=2", [(2, 1)], lambda c: Lesa(c, 2, (7, 6)))
 small("ela_gaussian_eval", "ela-gaussian3@1.1,2.0:border=zero", [(1, 1), (2, 0)], lambda c: NonLocal(c, kernel=(3, 3), border="zero"), training=False)
 small("la3_sasa", "la3@2:heads=2,sasa", [(2, 0), (2, 1)],
       lambda c: Attention(c, 2, "concat", kernel=(3, 3), border="zero", scaled=False))

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from attention import global_attention, local_attention
+from attention import global_attention, lesa_context, lesa_logits, local_attention
 
 CASES = {}
 
@@ -425,3 +425,19 @@ attention_block("3x5", (2, 7, 3, 5), 1, 16, proj=5)
 attention_block("4x4_rel_h", (5, 8, 4, 4), 2, 4, proj=8, tables="h", residual=True, scale=0.2)
 attention_block("one_pixel", (2, 3, 1, 1), 3, 1, tables="hw", residual=True)
 attention_block("13x6_rel_w", (1, 4, 13, 6), 1, 4, proj=4, tables="w", residual=True)
+def lesa(name, shape):
+    """Both halves; shape is N, L, G and e of attention.py."""
+    n, length, heads, e = shape
+
+    def inputs():
+        return {"qkv": normal([n, length, heads, 4 * e]), "table": normal([2 * length - 1, 4 * e])}
+
+    def with_logits():
+        return {"logits": normal([n, length, length, 3 * heads])} | inputs()
+
+    add(f"lesa_logits_{name}", "lesa_logits", {}, inputs, lambda **x: {"y": lesa_logits(**x)})
+    add(f"lesa_context_{name}", "lesa_context", {}, with_logits, lambda **x: {"y": lesa_context(**x)})
+
+
+lesa("9_e3", (2, 9, 2, 3))
+lesa("6_e4", (1, 6, 3, 4))

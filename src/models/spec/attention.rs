@@ -22,6 +22,8 @@ pub enum Variant {
     NonLocal,
     /// `botnet`: global attention as BoTNet has it.
     BotNet,
+    /// `lesa`: locally enhanced self-attention.
+    Lesa,
 }
 
 /// Where attention stands in a block.
@@ -54,7 +56,7 @@ pub struct AttentionSpec {
     pub border: Border,
 }
 
-const NAMES: [(&str, Variant); 8] = [
+const NAMES: [(&str, Variant); 9] = [
     ("ga", Variant::Global),
     ("la", Variant::Local),
     ("ela", Variant::EmbeddedLocal),
@@ -63,12 +65,13 @@ const NAMES: [(&str, Variant); 8] = [
     ("ela-gaussian", Variant::Gaussian),
     ("nonlocal", Variant::NonLocal),
     ("botnet", Variant::BotNet),
+    ("lesa", Variant::Lesa),
 ];
 const WINDOW: usize = 7;
 
 impl Variant {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Global,
         Self::Local,
         Self::EmbeddedLocal,
@@ -76,6 +79,7 @@ impl Variant {
         Self::Gaussian,
         Self::NonLocal,
         Self::BotNet,
+        Self::Lesa,
     ];
 
     /// Its shortest name in model strings.
@@ -96,6 +100,7 @@ impl Variant {
             }
             Self::Gaussian => "non-local block whose softmax sees a 7x7 window",
             Self::NonLocal => "non-local block, embedded Gaussian, after each block",
+            Self::Lesa => "locally enhanced: a gate adds global attention to a grouped convolution",
             Self::BotNet => "BoTNet's global attention: 4 heads that share relative positions",
         }
     }
@@ -104,7 +109,7 @@ impl Variant {
     pub const fn is_local(self) -> bool {
         match self {
             Self::Local | Self::EmbeddedLocal | Self::Bottleneck | Self::Gaussian => true,
-            Self::Global | Self::NonLocal | Self::BotNet => false,
+            Self::Global | Self::NonLocal | Self::BotNet | Self::Lesa => false,
         }
     }
 
@@ -113,7 +118,7 @@ impl Variant {
         match self {
             Self::Bottleneck => 4,
             Self::Gaussian | Self::NonLocal => 2,
-            Self::Global | Self::Local | Self::EmbeddedLocal | Self::BotNet => 1,
+            Self::Global | Self::Local | Self::EmbeddedLocal | Self::BotNet | Self::Lesa => 1,
         }
     }
 
@@ -121,7 +126,7 @@ impl Variant {
         match self {
             Self::Gaussian | Self::NonLocal => 1,
             Self::BotNet => 4,
-            Self::Global | Self::Local | Self::EmbeddedLocal | Self::Bottleneck => 8,
+            Self::Global | Self::Local | Self::EmbeddedLocal | Self::Bottleneck | Self::Lesa => 8,
         }
     }
 
@@ -136,7 +141,9 @@ impl Variant {
         match self {
             Self::Global | Self::EmbeddedLocal => Tables::Sum,
             Self::BotNet => Tables::Shared,
-            Self::Local | Self::Bottleneck | Self::Gaussian | Self::NonLocal => Tables::None,
+            Self::Local | Self::Bottleneck | Self::Gaussian | Self::NonLocal | Self::Lesa => {
+                Tables::None // LESA has tables of its own
+            }
         }
     }
 
@@ -158,6 +165,7 @@ impl Variant {
             Self::Gaussian => &["replace", "append", "heads=1", "border=zero"],
             Self::NonLocal => &["replace", "append", "heads=1"],
             Self::BotNet => &["replace", "append", "heads=4"],
+            Self::Lesa => &["replace", "append", "heads=8"],
         }
     }
 }
@@ -239,8 +247,11 @@ impl AttentionSpec {
                 "stage {stage} has {channels} channels, which '{name}' cannot divide by {reduction}; take a multiple of it"
             ));
         }
-        if !inner.is_multiple_of(self.heads) {
-            let fits = (1..=self.heads).rev().find(|h| inner.is_multiple_of(*h)).unwrap_or(1);
+        // LESA's queries and keys have half of a head's channels.
+        let split = if self.variant == Variant::Lesa { 2 } else { 1 };
+        if !inner.is_multiple_of(split * self.heads) {
+            let fits =
+                (1..=self.heads).rev().find(|h| inner.is_multiple_of(split * *h)).unwrap_or(1);
             let inside =
                 if reduction == 1 { String::new() } else { format!(" ({inner} inside '{name}')") };
             return Err(format!(

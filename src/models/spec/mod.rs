@@ -31,20 +31,25 @@
 //! | `ela-bottleneck` | a window | x + BN(1x1(ReLU(BN(la(ReLU(BN(1x1(x)))))))), `la` at a quarter of the channels |
 //! | `ela-gaussian` | a window | as `nonlocal`, but the softmax sees a window |
 //! | `nonlocal` | the whole map | x + BN(W y), logit theta.phi, embeddings at half the channels (Wang et al. 2018) |
+//! | `lesa` | the whole map | unary + gate * context, a grouped convolution, attention and a gate (Yang et al. 2021); [`crate::nn::Lesa`] |
 //! | `botnet` | the whole map | logit (q.k + q.(rel_h + rel_w)) / sqrt(d), tables shared by the heads (Srinivas et al. 2021) |
 //!
 //! What the paper means by "embedded local" attention is not known, so each reading has a name; `ela` alone is `ela-position`.
 //!
 //! | option of an attention | meaning | default |
 //! |---|---|---|
-//! | `replace` | it takes the place of the block's spatial convolution: the second 3x3 of a basic block, the 3x3 of a bottleneck, the depthwise convolution of an MBConv | yes, but for `nonlocal` and `ela-gaussian` |
+//! | `replace` | it takes the place of the block's spatial convolution (below) | yes, but for `nonlocal` and `ela-gaussian` |
 //! | `append` | it follows the block as a residual branch that starts at zero, so pretrained weights still work | `nonlocal`, `ela-gaussian` |
-//! | `heads=4` | number of heads | 8; `botnet` 4; `nonlocal`, `ela-gaussian` 1 |
+//! | `heads=4` | number of heads; in `lesa` of its convolution's groups too | 8; `botnet` 4; `nonlocal`, `ela-gaussian` 1 |
 //! | `border=zero` | window pixels outside the map stay in the softmax with k = v = 0 (local kinds) | `border=mask` |
 //! | `scale=none` | q.k as it is, not divided by sqrt(d) (`ga`, `la`, `ela`, `ela-bottleneck`) | `scale=dim` |
-//! | `tables=concat` | position tables of half the channels, rows' offsets for the first half and columns' for the second, before the split into heads (`ela`) | `tables=sum` |
-//! | `sasa` | stand-alone self-attention as its authors have it (Ramachandran et al. 2019): `ela` with `border=zero`, `scale=none`, `tables=concat` (`la`, `ela`) | |
+//! | `tables=concat` | tables of half the channels: rows' offsets for the first half, columns' for the second (`ela`) | `tables=sum` |
+//! | `sasa` | `ela` with `border=zero`, `scale=none` and `tables=concat` (`la`, `ela`) | |
 //! | `pos=none` | no position tables (`ga`) | `pos=rel` |
+//!
+//! A block's spatial convolution is the second 3x3 of a basic block, the 3x3 of a bottleneck and the depthwise convolution of an
+//! MBConv. `sasa` is stand-alone self-attention as its authors have it (Ramachandran et al. 2019): with `tables=concat` the halves are
+//! put together before channels are split into heads, so one head sees offsets of rows only, another of columns.
 //!
 //! The window is odd, at most 13, and 7 where none is named; places are the last two stages where none are named. Where the
 //! convolution that an attention replaces has stride 2, the attention is at the full size and a 2x2 average pool at stride 2
