@@ -16,7 +16,8 @@
 //
 // Bytes at step 1: forward x, y once, input gradient dy, dx once, weight gradient x, dy once and the parts (at most 512 x 32 packs of sums);
 // all are memory-bound where L1 holds the rows between: per 16 bytes of output 4.5 accesses of 16 bytes for 3x3, 10 for 5x5. Shared memory:
-// taps 4.6 to 12.9 KiB, sums of the weight gradient 12 to 24 KiB. Limits: none but those of tensors; other kernel sizes and steps take
+// taps 4.6 to 12.9 KiB, sums of the weight gradient 12 to 24 KiB. Under 5x5 three blocks a multiprocessor are asked for: left alone, the compiler aims at
+// four and spills. Limits: none but those of tensors; other kernel sizes and steps take
 // the kernels without a size in their name, a pixel a thread.
 //
 // Not measured: no GPU was at hand. By count, and by the compiler's registers: eight numbers a thread under 5x5 in half precision want 106
@@ -139,7 +140,7 @@ template <int K, int S, int N> DEVICE void correlate(Map m, const Real *from, co
         int top = int(p * S) - m.pad_h, left = int(tile * T * S) - m.pad_w;
         Pack<N> sum[T];
         UNROLL for (int q = 0; q < T; q++) sum[q] = start;
-        _Pragma("unroll 1") for (u32 r = 0; r < K; r++) {
+        ROLLED for (u32 r = 0; r < K; r++) {
             if (u32(top + int(r)) >= m.h) continue;
             const Real *row = from + (image * m.h + u32(top + int(r))) * m.w * m.c + at.channel;
             Pack<N> tap[K];
@@ -177,7 +178,7 @@ template <int K, int N> DEVICE void spread(Conv2dParams p, const Real *dy, const
         u32 below = h + p.pad_h;
         int first = int(tile * T) - int(odd), left = (first + int(p.pad_w)) / 2 - (K - 1) / 2;
         Pack<N> sum[T] = {};
-        _Pragma("unroll 1") for (u32 r = below % 2; r < least(K, below + 1); r += 2) {
+        ROLLED for (u32 r = below % 2; r < least(K, below + 1); r += 2) {
             u32 from = (below - r) / 2;
             if (from >= p.p) continue;
             const Real *row = dy + (image * p.p + from) * p.q * p.c + at.channel;
@@ -208,11 +209,11 @@ KERNEL(256) OF(depthwise_fwd_k3_s2)(Conv2dParams p, const Real *x, const Real *w
     TAPS(3);
     forward<3, 2>(p, x, w, bias, y, shared);
 }
-KERNEL(256) OF(depthwise_fwd_k5)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
+KERNEL(256, 3) OF(depthwise_fwd_k5)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
     TAPS(5);
     forward<5, 1>(p, x, w, bias, y, shared);
 }
-KERNEL(256) OF(depthwise_fwd_k5_s2)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
+KERNEL(256, 3) OF(depthwise_fwd_k5_s2)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
     TAPS(5);
     forward<5, 2>(p, x, w, bias, y, shared);
 }
@@ -225,11 +226,11 @@ KERNEL(256) OF(depthwise_dgrad_k3_s2)(Conv2dParams p, const Real *dy, const Real
     TAPS(3);
     dgrad_s2<3>(p, dy, w, dx, shared);
 }
-KERNEL(256) OF(depthwise_dgrad_k5)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
+KERNEL(256, 3) OF(depthwise_dgrad_k5)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
     TAPS(5);
     dgrad<5>(p, dy, w, dx, shared);
 }
-KERNEL(256) OF(depthwise_dgrad_k5_s2)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
+KERNEL(256, 3) OF(depthwise_dgrad_k5_s2)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
     TAPS(5);
     dgrad_s2<5>(p, dy, w, dx, shared);
 }
@@ -332,11 +333,11 @@ KERNEL(256) OF(depthwise_wgrad_k3_s2)(Conv2dParams p, const Real *x, const Real 
     SUMS(3);
     wgrad<3, 2>(p, x, dy, dw, shared);
 }
-KERNEL(256) OF(depthwise_wgrad_k5)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
+KERNEL(256, 3) OF(depthwise_wgrad_k5)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
     SUMS(5);
     wgrad<5, 1>(p, x, dy, dw, shared);
 }
-KERNEL(256) OF(depthwise_wgrad_k5_s2)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
+KERNEL(256, 3) OF(depthwise_wgrad_k5_s2)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
     SUMS(5);
     wgrad<5, 2>(p, x, dy, dw, shared);
 }

@@ -2,7 +2,7 @@
 //! tiles of up to eight pixels as [`super::tiles`] does: for eight channels, dy under the tile and the sums of a row of taps stay in
 //! registers while the pixels of x pass by, each loaded once for all taps. What the tasks have summed is then added in order.
 
-use super::tiles::{STEP_1, STEP_2, TILE, fetch, load, place, reach, unrolled};
+use super::tiles::{STEP_1, STEP_2, TILE, far, fetch, load, place, reach, unrolled};
 use crate::cpu::conv2d::Dims;
 use crate::cpu::grouped::taps;
 use crate::cpu::lanes::{F32x8, LANES};
@@ -103,6 +103,7 @@ impl Part<'_> {
         }
     }
 
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_unsafe))]
     fn row<const KW: usize, const MAP: usize>(
         &self,
         row: usize,
@@ -125,7 +126,9 @@ impl Part<'_> {
                 kernel: kernel.clone(),
                 channels: channels.clone(),
             };
-            self.fetch_next(&tile, len);
+            if far(d, self.x) {
+                self.fetch_next(&tile, len);
+            }
             // SAFETY: `super::tiles::fit` has seen the CPU's features.
             unsafe { self.tile::<KW, MAP>(&tile, len, sums) }
         }
@@ -136,15 +139,9 @@ impl Part<'_> {
         let (d, channels) = (self.d, &tile.channels);
         let below = tile.left.wrapping_add(tile.kernel.len() * d.w + tile.inside.start);
         for row in 0..d.stride.0 {
-            for pixel in 0..len * d.stride.1 {
-                let pixel = below + row * d.w + pixel;
-                fetch(self.x, pixel * d.c + channels.start, channels.len());
-            }
+            fetch(self.x, d.c, below + row * d.w, len * d.stride.1, channels);
         }
-        for pixel in 0..len {
-            let pixel = tile.pixel + d.q + pixel;
-            fetch(self.dy, pixel * d.c + channels.start, channels.len());
-        }
+        fetch(self.dy, d.c, tile.pixel + d.q, len, channels);
     }
 
     #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
