@@ -50,13 +50,15 @@ pub(super) const fn reach(map: usize, q: usize, taps: usize) -> usize {
     }
 }
 
-/// The body for `$i` from 0 to 18, or to 4 taps: written out, so that arrays indexed by it are registers whatever the compiler thinks of
+/// The body for `$i` from 0 to 18 pixels, 7 outputs, 4 taps or 2 rows of taps: written out, so that arrays indexed by it are registers whatever the compiler thinks of
 /// unrolling.
 macro_rules! unrolled {
     (pixel $i:ident $body:block) => {
         unrolled!(@ $i $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18)
     };
+    (output $i:ident $body:block) => { unrolled!(@ $i $body 0 1 2 3 4 5 6 7) };
     (tap $i:ident $body:block) => { unrolled!(@ $i $body 0 1 2 3 4) };
+    (row $i:ident $body:block) => { unrolled!(@ $i $body 0 1 2) };
     (@ $i:ident $body:block $($n:literal)*) => { $({ let $i: usize = $n; $body })* };
 }
 pub(super) use unrolled;
@@ -344,9 +346,12 @@ impl Tile<'_> {
                     }
                 });
             }
-            for (q, sum) in sum.iter().enumerate() {
-                out[q * c + at..][..LANES].copy_from_slice(&sum.0);
-            }
+            unrolled!(output q {
+                if q < Q {
+                    // SAFETY: `out` has Q pixels.
+                    unsafe { store(out, q * c + at, sum[q]) }
+                }
+            });
         }
         for at in whole..self.channels.end {
             (0..Q).for_each(|q| out[q * c + at] = self.one::<MAP>(q, at));
@@ -363,4 +368,15 @@ pub(super) unsafe fn load(from: &[f32], at: usize) -> F32x8 {
     debug_assert!(at + LANES <= from.len());
     // SAFETY: the caller's promise.
     F32x8(unsafe { from.as_ptr().add(at).cast::<[f32; LANES]>().read_unaligned() })
+}
+
+/// Writes eight numbers from `at` on.
+///
+/// # Safety
+/// They lie inside the slice.
+#[inline(always)]
+pub(super) unsafe fn store(to: &mut [f32], at: usize, x: F32x8) {
+    debug_assert!(at + LANES <= to.len());
+    // SAFETY: the caller's promise.
+    unsafe { to.as_mut_ptr().add(at).cast::<[f32; LANES]>().write_unaligned(x.0) }
 }
