@@ -14,6 +14,7 @@
 #define DYN_SMEM(T, p) extern __shared__ __align__(16) unsigned char attn2d_dynamic[]; T *p = reinterpret_cast<T *>(attn2d_dynamic)
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 // NVRTC has none without a header.
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)

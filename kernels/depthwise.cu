@@ -4,24 +4,26 @@
 // The kernels that networks use, 3x3 and 5x5 at steps 1 and 2, have code of their own:
 //
 // **Forward.** A thread owns N channels (one access of 16 bytes where they are a multiple of 4, or of 8 of a 16-bit type; four numbers under
-// 5x5, whose sums and taps would fill its registers) of four neighbouring outputs of a row: for each row of the kernel a loaded pixel of x feeds all of the outputs that it meets. The taps
-// of the block's channels lie in shared memory, turned so that neighbouring threads read neighbouring 16 bytes; a block keeps them for all
-// of its tiles. Threads stand in rows of at most 32 along the channels; the rows take tiles one below the other, so that the
-// kernel's rows find in L1 what the row above has read. Input gradient at step 1: the same over dy with the taps turned round.
+// 5x5, whose sums and taps would fill its registers) of four neighbouring outputs of a row: for each row of the kernel a loaded pixel of x
+// feeds all of the outputs that it meets. The taps of the block's channels lie in shared memory, turned so that neighbouring threads read
+// neighbouring 16 bytes; a block keeps them for all of its tiles. Threads stand in rows of at most 32 along the channels; the rows take tiles
+// one below the other, so that the kernel's rows find in L1 what the row above has read. Input gradient at step 1: the same over dy with
+// the taps turned round.
 // **Input gradient at step 2.** The same walk, where a pixel of dy feeds every second of four neighbours of dx for every tap, and a
 // row of dx meets every second row of the kernel: no product with a zero is made. A tile begins where column + pad is even.
 // **Weight gradient.** A thread owns N channels of one row of the kernel and walks down its part of the pixels in tiles of four
 // outputs, dy under the tile and its sums in registers. A fixed tree of one level in shared memory adds the rows of threads; a block writes
 // the sums of its part of the pixels, and sum_rows adds the parts in order. No atomics: the same bits on every run.
 //
-// Bytes at step 1: forward x, y once, input gradient dy, dx once, weight gradient x, dy once and the parts (at most 512 x 32 packs of sums);
-// all are memory-bound where L1 holds the rows between: per 16 bytes of output 4.5 accesses of 16 bytes for 3x3, 10 for 5x5. Shared memory:
-// taps 4.6 to 12.9 KiB, sums of the weight gradient 12 to 24 KiB. Limits: none but those of tensors; other kernel sizes and steps take
-// the kernels without a size in their name, a pixel a thread.
+// Bytes at step 1: forward x, y once, input gradient dy, dx once, weight gradient x, dy once and the parts (at most 528 of the weight, in
+// f32, and fewer the more channels); all are memory-bound where L1 holds the rows between: per 16 bytes of output 4.5 accesses of 16 bytes for
+// 3x3, 10 for 5x5. Shared memory: taps 4.6 to 12.9 KiB, sums of the weight gradient 12 to 24 KiB. Limits: none but those of tensors;
+// other kernel sizes and steps take the kernels without a size in their name, a pixel a thread.
 //
-// Not measured: no GPU was at hand. By count, and by the compiler's registers: eight numbers a thread under 5x5 in half precision want 106
-// to 138 registers, one or two blocks a multiprocessor, and spill in the weight gradient; tiles of eight outputs save a quarter of the accesses of x and waste an eighth on
-// maps of 7 and 14 columns.
+// Not measured: no GPU was at hand. By count and by the compiler's registers: eight numbers a thread under 5x5 in half precision want 106 to
+// 138 registers, one or two blocks a multiprocessor, and spill in the weight gradient; with four, the compiler left alone aims at four
+// blocks and spills up to 16 bytes, asked for three up to 40, so two are asked for. Tiles of eight outputs save a quarter of the accesses of x and waste an eighth on maps of 7 and
+// 14 columns.
 
 #include "common.cuh"
 #include "conv2d.cuh"
@@ -128,7 +130,8 @@ struct Map {
     int pad_h, pad_w;
 };
 
-template <int K, int S, int N> DEVICE void correlate(Map m, const Real *from, const Real *w, const float *bias, bool turned, Real *out, float *shared) {
+template <int K, int S, int N> DEVICE void correlate(
+    Map m, const Real *from, const Real *w, const float *bias, bool turned, Real *out, float *shared) {
     Stand at = stand<N>(m.c, 32, 1);
     Taps<K, N>::fetch(at, m.c, w, turned, shared);
     if (!at.inside) return;
@@ -139,7 +142,7 @@ template <int K, int S, int N> DEVICE void correlate(Map m, const Real *from, co
         int top = int(p * S) - m.pad_h, left = int(tile * T * S) - m.pad_w;
         Pack<N> sum[T];
         UNROLL for (int q = 0; q < T; q++) sum[q] = start;
-        _Pragma("unroll 1") for (u32 r = 0; r < K; r++) {
+        ROLLED for (u32 r = 0; r < K; r++) {
             if (u32(top + int(r)) >= m.h) continue;
             const Real *row = from + (image * m.h + u32(top + int(r))) * m.w * m.c + at.channel;
             Pack<N> tap[K];
@@ -177,7 +180,7 @@ template <int K, int N> DEVICE void spread(Conv2dParams p, const Real *dy, const
         u32 below = h + p.pad_h;
         int first = int(tile * T) - int(odd), left = (first + int(p.pad_w)) / 2 - (K - 1) / 2;
         Pack<N> sum[T] = {};
-        _Pragma("unroll 1") for (u32 r = below % 2; r < least(K, below + 1); r += 2) {
+        ROLLED for (u32 r = below % 2; r < least(K, below + 1); r += 2) {
             u32 from = (below - r) / 2;
             if (from >= p.p) continue;
             const Real *row = dy + (image * p.p + from) * p.q * p.c + at.channel;
@@ -208,11 +211,11 @@ KERNEL(256) OF(depthwise_fwd_k3_s2)(Conv2dParams p, const Real *x, const Real *w
     TAPS(3);
     forward<3, 2>(p, x, w, bias, y, shared);
 }
-KERNEL(256) OF(depthwise_fwd_k5)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
+KERNEL(256, 2) OF(depthwise_fwd_k5)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
     TAPS(5);
     forward<5, 1>(p, x, w, bias, y, shared);
 }
-KERNEL(256) OF(depthwise_fwd_k5_s2)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
+KERNEL(256, 2) OF(depthwise_fwd_k5_s2)(Conv2dParams p, const Real *x, const Real *w, const float *bias, Real *y) {
     TAPS(5);
     forward<5, 2>(p, x, w, bias, y, shared);
 }
@@ -225,11 +228,11 @@ KERNEL(256) OF(depthwise_dgrad_k3_s2)(Conv2dParams p, const Real *dy, const Real
     TAPS(3);
     dgrad_s2<3>(p, dy, w, dx, shared);
 }
-KERNEL(256) OF(depthwise_dgrad_k5)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
+KERNEL(256, 2) OF(depthwise_dgrad_k5)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
     TAPS(5);
     dgrad<5>(p, dy, w, dx, shared);
 }
-KERNEL(256) OF(depthwise_dgrad_k5_s2)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
+KERNEL(256, 2) OF(depthwise_dgrad_k5_s2)(Conv2dParams p, const Real *dy, const Real *w, Real *dx) {
     TAPS(5);
     dgrad_s2<5>(p, dy, w, dx, shared);
 }
@@ -332,11 +335,11 @@ KERNEL(256) OF(depthwise_wgrad_k3_s2)(Conv2dParams p, const Real *x, const Real 
     SUMS(3);
     wgrad<3, 2>(p, x, dy, dw, shared);
 }
-KERNEL(256) OF(depthwise_wgrad_k5)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
+KERNEL(256, 2) OF(depthwise_wgrad_k5)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
     SUMS(5);
     wgrad<5, 1>(p, x, dy, dw, shared);
 }
-KERNEL(256) OF(depthwise_wgrad_k5_s2)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
+KERNEL(256, 2) OF(depthwise_wgrad_k5_s2)(Conv2dParams p, const Real *x, const Real *dy, float *dw) {
     SUMS(5);
     wgrad<5, 2>(p, x, dy, dw, shared);
 }

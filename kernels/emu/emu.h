@@ -15,6 +15,7 @@
 #define KERNEL(...) void
 #define DEVICE inline
 #define UNROLL
+#define ROLLED
 #define __restrict__
 #define SMEM(T, p, n) static char attn2d_site_##p; T *p = static_cast<T *>(emu::shared(&attn2d_site_##p, sizeof(T) * (n)))
 #define DYN_SMEM(T, p) T *p = static_cast<T *>(emu::dynamic_shared())

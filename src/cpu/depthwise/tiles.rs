@@ -50,13 +50,15 @@ pub(super) const fn reach(map: usize, q: usize, taps: usize) -> usize {
     }
 }
 
-/// The body for `$i` from 0 to 18, or to 4 taps: written out, so that arrays indexed by it are registers whatever the compiler thinks of
+/// The body for `$i` from 0 to 18 pixels, 7 outputs, 4 taps or 2 rows of taps: written out, so that arrays indexed by it are registers whatever the compiler thinks of
 /// unrolling.
 macro_rules! unrolled {
     (pixel $i:ident $body:block) => {
         unrolled!(@ $i $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18)
     };
+    (output $i:ident $body:block) => { unrolled!(@ $i $body 0 1 2 3 4 5 6 7) };
     (tap $i:ident $body:block) => { unrolled!(@ $i $body 0 1 2 3 4) };
+    (row $i:ident $body:block) => { unrolled!(@ $i $body 0 1 2) };
     (@ $i:ident $body:block $($n:literal)*) => { $({ let $i: usize = $n; $body })* };
 }
 pub(super) use unrolled;
@@ -180,14 +182,12 @@ impl Job<'_> {
         let start = tile.left.max(0) as usize;
         for row in 0..step_h {
             let row = (tile.rows.input + tile.rows.count + row) * self.columns.0;
-            for pixel in start..start + len * step_w {
-                let from = (row + pixel) * self.d.c + tile.channels.start;
-                fetch(self.from, from, tile.channels.len());
-            }
+            fetch(self.from, self.d.c, row + start, len * step_w, &tile.channels);
         }
     }
 
     /// `channels` of row `number` of the output.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_unsafe))]
     fn row<const KW: usize, const MAP: usize>(
         &self,
         number: usize,
@@ -211,27 +211,48 @@ impl Job<'_> {
                 inside: inside.start as usize..inside.end.max(0) as usize,
                 channels: channels.clone(),
             };
+            if far(self.d, self.from) {
+                self.fetch_next(&tile, len);
+            }
             let out = &mut out[first * c..][..len * c];
-            self.fetch_next(&tile, len);
             // SAFETY: `fit` has seen the CPU's features.
             unsafe { tile.run::<KW, MAP>(len, edge, out) }
         }
     }
 }
 
-/// Asks for numbers `from..from + len`, as far as there are any, to be brought into the second-level cache.
+/// Whether the rows to come should be fetched by hand: where an image comes from memory, and there are so few taps that the arithmetic does not
+/// hide it. Elsewhere the asking costs up to a fifth.
+pub(super) fn far(d: &Dims, x: &[f32]) -> bool {
+    const CACHED: usize = 8 << 20;
+    d.kw == 3 && size_of_val(x) > CACHED
+}
+
+/// Asks for channels of `pixels` pixels of x from the one numbered `first` on, as far as there are any, to be brought into the second-level
+/// cache.
 #[inline(always)]
-pub(super) fn fetch(x: &[f32], from: usize, len: usize) {
-    const LINE: usize = 16;
-    #[cfg(target_arch = "x86_64")]
-    for at in (from..x.len().min(from + len)).step_by(LINE) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+pub(super) fn fetch(x: &[f32], c: usize, first: usize, pixels: usize, channels: &Range<usize>) {
+    // All channels are one run of memory.
+    let (runs, len) = if channels.len() == c { (1, pixels * c) } else { (pixels, channels.len()) };
+    for run in 0..runs {
+        let start = (first + run) * c + channels.start;
+        fetch_run(x, start..x.len().min(start + len));
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn fetch_run(x: &[f32], run: Range<usize>) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    // A cache line at a time.
+    for at in run.step_by(16) {
         // SAFETY: any address may be given; this one lies inside the slice.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().add(at).cast()) }
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (x, from, len, LINE);
 }
+
+#[cfg(not(target_arch = "x86_64"))]
+fn fetch_run(_: &[f32], _: Range<usize>) {}
 
 /// Neighbouring pixels of a row of the output.
 struct Tile<'a> {
@@ -325,9 +346,12 @@ impl Tile<'_> {
                     }
                 });
             }
-            for (q, sum) in sum.iter().enumerate() {
-                out[q * c + at..][..LANES].copy_from_slice(&sum.0);
-            }
+            unrolled!(output q {
+                if q < Q {
+                    // SAFETY: `out` has Q pixels.
+                    unsafe { store(out, q * c + at, sum[q]) }
+                }
+            });
         }
         for at in whole..self.channels.end {
             (0..Q).for_each(|q| out[q * c + at] = self.one::<MAP>(q, at));
@@ -344,4 +368,15 @@ pub(super) unsafe fn load(from: &[f32], at: usize) -> F32x8 {
     debug_assert!(at + LANES <= from.len());
     // SAFETY: the caller's promise.
     F32x8(unsafe { from.as_ptr().add(at).cast::<[f32; LANES]>().read_unaligned() })
+}
+
+/// Writes eight numbers from `at` on.
+///
+/// # Safety
+/// They lie inside the slice.
+#[inline(always)]
+pub(super) unsafe fn store(to: &mut [f32], at: usize, x: F32x8) {
+    debug_assert!(at + LANES <= to.len());
+    // SAFETY: the caller's promise.
+    unsafe { to.as_mut_ptr().add(at).cast::<[f32; LANES]>().write_unaligned(x.0) }
 }

@@ -1,8 +1,9 @@
 //! Weight gradient for kernels 3 or 5 wide at steps 1 and 2. A task has some channels of some rows of the output, and walks over them in
 //! tiles of up to eight pixels as [`super::tiles`] does: for eight channels, dy under the tile and the sums of a row of taps stay in
-//! registers while the pixels of x pass by, each loaded once for all taps. What the tasks have summed is then added in order.
+//! registers while the pixels of x pass by, each loaded once for all taps; three rows of 3x3 and two of 5x5 at once, so that there are sums enough
+//! to wait for. What the tasks have summed is then added in order.
 
-use super::tiles::{STEP_1, STEP_2, TILE, fetch, load, place, reach, unrolled};
+use super::tiles::{STEP_1, STEP_2, TILE, far, fetch, load, place, reach, store, unrolled};
 use crate::cpu::conv2d::Dims;
 use crate::cpu::grouped::taps;
 use crate::cpu::lanes::{F32x8, LANES};
@@ -23,13 +24,14 @@ impl Cut {
     fn new(d: &Dims) -> Self {
         const CACHE: usize = 24 * 1024 / 4;
         const LINE: usize = 16;
-        // Tasks that keep a few threads busy, and pixels that a sum is no less accurate for.
-        const TASKS: usize = 8;
+        // Chunks that keep a few threads busy, else parts that do; and pixels that a sum is no less accurate for.
+        const CHUNKS: usize = 8;
+        const PARTS: usize = 16;
         const LONGEST: usize = 8192;
         let each = d.kh * ((TILE - 1) * d.stride.1 + 2 * d.kw) + TILE;
         let chunks = d.c.div_ceil((CACHE / each).max(2 * LINE));
         let chunk = d.c.div_ceil(chunks).next_multiple_of(LINE);
-        let (channels, parts) = if chunks < TASKS { (d.c, TASKS) } else { (chunk, 1) };
+        let (channels, parts) = if chunks < CHUNKS { (d.c, PARTS) } else { (chunk, 1) };
         let rows = (d.n * d.p).div_ceil(parts).min(LONGEST.div_ceil(d.q));
         Self { channels, rows, chunk }
     }
@@ -93,17 +95,18 @@ impl Part<'_> {
                 let channels = first..self.channels.end.min(first + chunk);
                 for row in start..rows.end.min(start + band) {
                     match (d.kw, d.stride.1) {
-                        (3, 1) => self.row::<3, STEP_1>(row, &channels, sums),
-                        (3, _) => self.row::<3, STEP_2>(row, &channels, sums),
-                        (_, 1) => self.row::<5, STEP_1>(row, &channels, sums),
-                        (_, _) => self.row::<5, STEP_2>(row, &channels, sums),
+                        (3, 1) => self.row::<3, STEP_1, 3>(row, &channels, sums),
+                        (3, _) => self.row::<3, STEP_2, 3>(row, &channels, sums),
+                        (_, 1) => self.row::<5, STEP_1, 2>(row, &channels, sums),
+                        (_, _) => self.row::<5, STEP_2, 2>(row, &channels, sums),
                     }
                 }
             }
         }
     }
 
-    fn row<const KW: usize, const MAP: usize>(
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_unsafe))]
+    fn row<const KW: usize, const MAP: usize, const R: usize>(
         &self,
         row: usize,
         channels: &Range<usize>,
@@ -125,9 +128,11 @@ impl Part<'_> {
                 kernel: kernel.clone(),
                 channels: channels.clone(),
             };
-            self.fetch_next(&tile, len);
+            if far(d, self.x) {
+                self.fetch_next(&tile, len);
+            }
             // SAFETY: `super::tiles::fit` has seen the CPU's features.
-            unsafe { self.tile::<KW, MAP>(&tile, len, sums) }
+            unsafe { self.tile::<KW, MAP, R>(&tile, len, sums) }
         }
     }
 
@@ -136,75 +141,103 @@ impl Part<'_> {
         let (d, channels) = (self.d, &tile.channels);
         let below = tile.left.wrapping_add(tile.kernel.len() * d.w + tile.inside.start);
         for row in 0..d.stride.0 {
-            for pixel in 0..len * d.stride.1 {
-                let pixel = below + row * d.w + pixel;
-                fetch(self.x, pixel * d.c + channels.start, channels.len());
-            }
+            fetch(self.x, d.c, below + row * d.w, len * d.stride.1, channels);
         }
-        for pixel in 0..len {
-            let pixel = tile.pixel + d.q + pixel;
-            fetch(self.dy, pixel * d.c + channels.start, channels.len());
-        }
+        fetch(self.dy, d.c, tile.pixel + d.q, len, channels);
     }
 
     #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
-    fn tile<const KW: usize, const MAP: usize>(&self, tile: &Tile, len: usize, sums: &mut [f32]) {
+    fn tile<const KW: usize, const MAP: usize, const R: usize>(
+        &self,
+        tile: &Tile,
+        len: usize,
+        sums: &mut [f32],
+    ) {
         let edge = tile.inside.start > 0 || tile.inside.end < reach(MAP, len, KW);
         match (len, edge) {
-            (8, false) => self.sum::<KW, MAP, 8, false>(tile, sums),
-            (7, false) => self.sum::<KW, MAP, 7, false>(tile, sums),
-            (6, false) => self.sum::<KW, MAP, 6, false>(tile, sums),
-            (8, true) => self.sum::<KW, MAP, 8, true>(tile, sums),
-            (7, true) => self.sum::<KW, MAP, 7, true>(tile, sums),
-            (6, true) => self.sum::<KW, MAP, 6, true>(tile, sums),
-            (5, _) => self.sum::<KW, MAP, 5, true>(tile, sums),
-            (4, _) => self.sum::<KW, MAP, 4, true>(tile, sums),
-            (3, _) => self.sum::<KW, MAP, 3, true>(tile, sums),
-            (2, _) => self.sum::<KW, MAP, 2, true>(tile, sums),
-            (_, _) => self.sum::<KW, MAP, 1, true>(tile, sums),
+            (8, false) => self.sum::<KW, MAP, R, 8, false>(tile, sums),
+            (7, false) => self.sum::<KW, MAP, R, 7, false>(tile, sums),
+            (6, false) => self.sum::<KW, MAP, R, 6, false>(tile, sums),
+            (8, true) => self.sum::<KW, MAP, R, 8, true>(tile, sums),
+            (7, true) => self.sum::<KW, MAP, R, 7, true>(tile, sums),
+            (6, true) => self.sum::<KW, MAP, R, 6, true>(tile, sums),
+            (5, _) => self.sum::<KW, MAP, R, 5, true>(tile, sums),
+            (4, _) => self.sum::<KW, MAP, R, 4, true>(tile, sums),
+            (3, _) => self.sum::<KW, MAP, 1, 3, true>(tile, sums),
+            (2, _) => self.sum::<KW, MAP, 1, 2, true>(tile, sums),
+            (_, _) => self.sum::<KW, MAP, 1, 1, true>(tile, sums),
         }
     }
 
-    /// Adds what Q pixels give. Without EDGE all that lies under them lies in the image.
+    /// Adds what Q pixels give, R rows of the kernel at a time. Without EDGE all that lies under them lies in the image.
     #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
-    fn sum<const KW: usize, const MAP: usize, const Q: usize, const EDGE: bool>(
+    fn sum<const KW: usize, const MAP: usize, const R: usize, const Q: usize, const EDGE: bool>(
         &self,
         tile: &Tile,
         sums: &mut [f32],
     ) {
-        let (c, width) = (self.d.c, self.channels.len());
         let whole = tile.channels.end - tile.channels.len() % LANES;
         for at in (tile.channels.start..whole).step_by(LANES) {
-            // SAFETY: the tile's pixels are pixels of dy.
-            let dy: [F32x8; Q] =
-                std::array::from_fn(|q| unsafe { load(self.dy, (tile.pixel + q) * c + at) });
-            for r in tile.kernel.clone() {
-                let x = self.under(tile, r).wrapping_mul(c).wrapping_add(at);
-                let sums = &mut sums[r * KW * width + at - self.channels.start..];
-                let mut sum: [F32x8; KW] = std::array::from_fn(|s| {
-                    let mut sum = F32x8::ZERO;
-                    sum.0.copy_from_slice(&sums[s * width..][..LANES]);
-                    sum
-                });
-                unrolled!(pixel i {
-                    if i < reach(MAP, Q, KW) && (!EDGE || tile.inside.contains(&i)) {
-                        // SAFETY: row r of the kernel meets the image, and pixel i lies inside.
-                        let x = unsafe { load(self.x, x.wrapping_add(i * c)) };
-                        unrolled!(tap s {
-                            if s < KW && place(MAP, i, s) < Q {
-                                sum[s] = x.mul_add(dy[place(MAP, i, s)], sum[s]);
-                            }
-                        });
-                    }
-                });
-                for (s, sum) in sum.iter().enumerate() {
-                    sums[s * width..][..LANES].copy_from_slice(&sum.0);
-                }
+            let mut r = tile.kernel.start;
+            while r + R <= tile.kernel.end {
+                self.rows::<KW, MAP, R, Q, EDGE>(tile, at, r, sums);
+                r += R;
+            }
+            while r < tile.kernel.end {
+                self.rows::<KW, MAP, 1, Q, EDGE>(tile, at, r, sums);
+                r += 1;
             }
         }
         for at in whole..tile.channels.end {
             self.one::<MAP>(tile, Q, at, sums);
         }
+    }
+
+    /// Channels `at..at + 8` of rows `r..r + R` of the kernel.
+    #[inline]
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+    fn rows<const KW: usize, const MAP: usize, const R: usize, const Q: usize, const EDGE: bool>(
+        &self,
+        tile: &Tile,
+        at: usize,
+        r: usize,
+        sums: &mut [f32],
+    ) {
+        let (c, width, x, dy) = (self.d.c, self.channels.len(), self.x, self.dy);
+        let under: [usize; R] =
+            std::array::from_fn(|k| self.under(tile, r + k).wrapping_mul(c).wrapping_add(at));
+        let pixel = tile.pixel * c + at;
+        let sums = &mut sums[r * KW * width..][..R * KW * width];
+        let first = at - self.channels.start;
+        // SAFETY: channels `at..at + 8` of R rows of KW taps.
+        let mut sum: [[F32x8; KW]; R] = std::array::from_fn(|k| {
+            std::array::from_fn(|s| unsafe { load(sums, (k * KW + s) * width + first) })
+        });
+        // SAFETY: the tile's pixels are pixels of dy.
+        let dy: [F32x8; Q] = std::array::from_fn(|q| unsafe { load(dy, pixel + q * c) });
+        unrolled!(pixel i {
+            if i < reach(MAP, Q, KW) && (!EDGE || tile.inside.contains(&i)) {
+                unrolled!(row k {
+                    if k < R {
+                        // SAFETY: row r + k of the kernel meets the image, and pixel i lies inside.
+                        let x = unsafe { load(x, under[k].wrapping_add(i * c)) };
+                        unrolled!(tap s {
+                            if s < KW && place(MAP, i, s) < Q {
+                                sum[k][s] = x.mul_add(dy[place(MAP, i, s)], sum[k][s]);
+                            }
+                        });
+                    }
+                });
+            }
+        });
+        unrolled!(row k {
+            unrolled!(tap s {
+                if k < R && s < KW {
+                    // SAFETY: as where they were loaded.
+                    unsafe { store(sums, (k * KW + s) * width + first, sum[k][s]) }
+                }
+            });
+        });
     }
 
     /// The pixel of x under the tile's first pixel and the first tap of the kernel's row r.
