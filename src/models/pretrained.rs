@@ -31,19 +31,20 @@ impl Model {
     /// As [`Model::load`], and [`Error::File`] where two names become one without their prefixes.
     pub fn load_pretrained(&self, dict: &StateDict, drop_head: bool) -> Result<Loaded> {
         let (mut dict, prefixes) = self.without_prefixes(dict)?;
-        let new_head = if drop_head {
-            Some("left out by --drop-head".to_owned())
-        } else {
-            self.other_head(&dict)
-        };
-        let all = dict.arrays.len();
-        if new_head.is_some() {
-            dict.arrays.retain(|name, _| !is_head(name));
+        let mut new_head = drop_head.then(|| "left out by --drop-head".to_owned());
+        if new_head.is_none() {
+            match self.load(&dict, Load::Pretrained { drop_head: false }) {
+                Ok(differences) => {
+                    let taken = dict.arrays.len() - differences.unexpected.len();
+                    return Ok(Loaded { taken, differences, prefixes, new_head });
+                }
+                // What does not fit may be the classifier alone.
+                Err(error) => new_head = Some(self.other_head(&dict).ok_or(error)?),
+            }
         }
-        let left = all - dict.arrays.len();
-        let how = Load::Pretrained { drop_head: new_head.is_some() };
-        let differences = self.load(&dict, how)?;
-        let taken = all - left - differences.unexpected.len();
+        dict.arrays.retain(|name, _| !is_head(name));
+        let differences = self.load(&dict, Load::Pretrained { drop_head: true })?;
+        let taken = dict.arrays.len() - differences.unexpected.len();
         Ok(Loaded { taken, differences, prefixes, new_head })
     }
 

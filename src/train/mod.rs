@@ -14,7 +14,7 @@
 //! ```
 //!
 //! A run directory holds `config.toml` (every key, resolved), `split.csv`, `metrics.csv` (a row an epoch), `steps.jsonl` (a line a
-//! step), TensorBoard events, `curves.svg`, the checkpoints `last/` and `best/`, and at the end `summary.json`,
+//! step), TensorBoard events, `curves.svg`, the checkpoints `last/` and `best/` ([`checkpoint`]), and at the end `summary.json`,
 //! `predictions_<part>.csv` and `confusion_<part>.svg` of the best checkpoint.
 //!
 //! A run that was killed goes on with [`resume`] from `last/` and, on the CPU, ends with the same bits as one that was not:
@@ -231,7 +231,12 @@ impl Summary {
         progress.line("  curves.svg, confusion_*.svg   pictures");
         progress.line("  metrics.csv, summary.json     numbers");
         progress.line("  predictions_*.csv             every image");
-        progress.line("  best/model.safetensors        weights, with torchvision's names");
+        let weights = checkpoint::weights(&self.dir.join(checkpoint::BEST), false);
+        let weights = match weights.ends_with(checkpoint::EMA) {
+            true => "  best/ema.safetensors          averaged weights, with torchvision's names",
+            false => "  best/model.safetensors        weights, with torchvision's names",
+        };
+        progress.line(weights);
         progress.line("Next:");
         progress
             .line(&format!("  score other images   {program} eval --checkpoint {dir} --data PATH"));

@@ -329,7 +329,10 @@ impl Session {
             self.state.best =
                 Some(Best { epoch: row.epoch, step: row.step, val_balanced_accuracy: reached });
         }
-        let mark = if beaten && val.is_some() { "  best so far" } else { "" };
+        let mut mark = String::from(if beaten && val.is_some() { "  best so far" } else { "" });
+        if self.state.left_out > 0 {
+            mark += &format!("  ({} steps left out: overflow in f16)", self.state.left_out);
+        }
         self.progress.line(&format!(
             "{what}  train: loss {:.4}, bal. acc. {}   val: loss {}, bal. acc. {}, AUC {}   {images_per_s:.0} images/s{mark}",
             row.train_loss,
