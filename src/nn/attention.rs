@@ -3,7 +3,7 @@
 use super::{Conv, Init, Mode, Module, Slot, join, parameter};
 use crate::error::{Error, Result};
 use crate::ops::case::Layout;
-use crate::ops::{self, Border, GlobalAttention, LocalAttention};
+use crate::ops::{self, Border, LocalAttention};
 use crate::tensor::Tensor;
 
 /// Which pixels a query sees.
@@ -91,25 +91,45 @@ impl Attention {
     }
 }
 
-impl Module for Attention {
-    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
+impl Attention {
+    /// The attention's output, through `proj` where there is one, plus x where `residual`.
+    fn block(
+        &self,
+        x: &Tensor,
+        proj: Option<&Conv>,
+        residual: bool,
+        mode: &Mode,
+    ) -> Result<Tensor> {
         let [n, h, w, c] = x.dims("attention", "x")?;
         self.check_map(h, w)?;
-        let (heads, d) = (self.config.heads, self.config.channels / self.config.heads);
-        let tokens = |conv: &Conv| conv.forward(x, mode)?.reshape(&[n, h, w, heads, d]);
-        let (q, k, v) = (tokens(&self.q)?, tokens(&self.k)?, tokens(&self.v)?);
+        let heads = self.config.heads;
         let (rel_h, rel_w) = (self.rel.as_ref().map(|r| &r.0), self.rel.as_ref().map(|r| &r.1));
-        let y = match self.config.reach {
+        let (window, border) = match self.config.reach {
+            Reach::Local { window, border } => (window, border),
             Reach::Global { .. } => {
-                let opt = GlobalAttention { rel_h, rel_w, ..Default::default() };
-                ops::global_attention(&q, &k, &v, opt)?
-            }
-            Reach::Local { window, border } => {
-                let opt = LocalAttention { window, border, rel_h, rel_w, ..Default::default() };
-                ops::local_attention(&q, &k, &v, opt)?
+                let weight = |conv: &Conv| conv.weight_as(x.dtype());
+                let (q, k, v) = (weight(&self.q)?, weight(&self.k)?, weight(&self.v)?);
+                let (qkv, proj) = ([&q, &k, &v], proj.map(weight).transpose()?);
+                let proj = proj.as_ref();
+                let block =
+                    ops::AttentionBlock { heads, scale: None, qkv, proj, rel_h, rel_w, residual };
+                return ops::attention_block(x, block);
             }
         };
-        y.reshape(&[n, h, w, c])
+        let tokens = |conv: &Conv| conv.forward(x, mode)?.reshape(&[n, h, w, heads, c / heads]);
+        let (q, k, v) = (tokens(&self.q)?, tokens(&self.k)?, tokens(&self.v)?);
+        let opt = LocalAttention { window, border, rel_h, rel_w, ..Default::default() };
+        let mut y = ops::local_attention(&q, &k, &v, opt)?.reshape(&[n, h, w, c])?;
+        if let Some(proj) = proj {
+            y = proj.forward(&y, mode)?;
+        }
+        if residual { ops::add(&y, x) } else { Ok(y) }
+    }
+}
+
+impl Module for Attention {
+    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
+        self.block(x, None, false, mode)
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {
@@ -119,6 +139,69 @@ impl Module for Attention {
         if let Some((rel_h, rel_w)) = &mut self.rel {
             parameter(f, prefix, "rel_h", rel_h, Layout::Plain, true);
             parameter(f, prefix, "rel_w", rel_w, Layout::Plain, true);
+        }
+    }
+}
+
+/// Attention and the 1x1 convolution behind it, `[N, H, W, C] -> [N, H, W, C]`: `proj(attention(x))`, or that plus x. Owns what
+/// [`Attention`] owns, under the same names, and `proj.weight`. On small maps all of it is the two launches of
+/// [`ops::attention_block`].
+pub struct AttentionBlock {
+    attention: Attention,
+    proj: Conv,
+    residual: bool,
+}
+
+impl AttentionBlock {
+    /// `residual`: whether x is added; not where a norm follows, behind which the residual then belongs.
+    ///
+    /// # Errors
+    /// As [`Attention::new`].
+    pub fn new(init: &mut Init, config: AttentionConfig, residual: bool) -> Result<Self> {
+        let channels = config.channels;
+        Ok(Self {
+            attention: Attention::new(init, config)?,
+            proj: Conv::new(init, channels, channels, 1, 1)?,
+            residual,
+        })
+    }
+}
+
+impl Module for AttentionBlock {
+    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
+        self.attention.block(x, Some(&self.proj), self.residual, mode)
+    }
+
+    fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {
+        self.attention.visit(prefix, f);
+        self.proj.visit(&join(prefix, "proj"), f);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+    use crate::tensor::philox::Philox;
+
+    #[test]
+    fn a_block_is_attention_projection_and_residual() {
+        let device = Device::cpu();
+        let x = Tensor::randn(&device, &[2, 3, 5, 12], Philox { seed: 1, step: 0, op: 0 }).unwrap();
+        let local = Reach::Local { window: (3, 3), border: Border::Mask };
+        for reach in [Reach::Global { map: (3, 5) }, local] {
+            let config = AttentionConfig { channels: 12, heads: 3, reach, position: true };
+            let mut init = Init::new(&device, 7);
+            let mut block = AttentionBlock::new(&mut init, config, true).unwrap();
+            let inner = block.attention.forward(&x, &Mode::EVAL).unwrap();
+            let want = ops::add(&block.proj.forward(&inner, &Mode::EVAL).unwrap(), &x).unwrap();
+            let got = block.forward(&x, &Mode::EVAL).unwrap().to_f32().unwrap();
+            let close = got.iter().zip(want.to_f32().unwrap()).all(|(a, b)| (a - b).abs() < 1e-5);
+            assert!(close, "{reach:?}");
+            let mut names = Vec::new();
+            block.visit("attn", &mut |slot| names.push(slot.name));
+            let owned = ["q.weight", "k.weight", "v.weight", "rel_h", "rel_w", "proj.weight"];
+            assert_eq!(names, owned.map(|name| format!("attn.{name}")));
         }
     }
 }

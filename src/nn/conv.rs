@@ -4,7 +4,7 @@ use super::{Init, Mode, Module, Slot, parameter};
 use crate::error::Result;
 use crate::ops::case::Layout;
 use crate::ops::{self, Conv2d};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// A convolution without bias, as it stands before a batch norm. Owns `weight [O, kh, kw, I]` (OIHW in files), in f32; an image in
 /// f16 or bf16 meets a copy of it that is stored as the image is.
@@ -31,11 +31,16 @@ impl Conv {
         let padding = (kernel / 2, kernel / 2);
         Ok(Self { weight, opt: Conv2d { stride: (stride, stride), padding, ..Conv2d::default() } })
     }
+
+    /// The weight, stored as `dtype` says.
+    pub(super) fn weight_as(&self, dtype: DType) -> Result<Tensor> {
+        ops::cast(&self.weight, dtype)
+    }
 }
 
 impl Module for Conv {
     fn forward(&self, x: &Tensor, _: &Mode) -> Result<Tensor> {
-        ops::conv2d(x, &ops::cast(&self.weight, x.dtype())?, None, self.opt)
+        ops::conv2d(x, &self.weight_as(x.dtype())?, None, self.opt)
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

@@ -12,7 +12,7 @@ mod norm;
 mod parameters;
 mod state;
 
-pub use attention::{Attention, AttentionConfig, Reach};
+pub use attention::{Attention, AttentionBlock, AttentionConfig, Reach};
 pub use conv::Conv;
 pub use init::Init;
 pub use linear::Linear;
