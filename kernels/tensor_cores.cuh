@@ -7,6 +7,10 @@
 //   c [16 x 8]:  c[0] (g, 2t), c[1] (g, 2t + 1), c[2] (g + 8, 2t), c[3] (g + 8, 2t + 1)
 // c, rounded and packed in pairs, is a fragment a of the next product: c of columns 0..8 gives a[0], a[1], of 8..16 a[2], a[3].
 
+// Two headers of one file may include it.
+#ifndef TENSOR_CORES_CUH
+#define TENSOR_CORES_CUH
+
 #include "common.cuh"
 
 #ifndef ATTN2D_EMULATED
@@ -62,5 +66,7 @@ DEVICE void copy_async(void *to, const void *from, bool inside) {
 DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits for all groups but the last `but_last`, a constant.
 #define copy_async_wait(but_last) asm volatile("cp.async.wait_group %0;" :: "n"(but_last) : "memory")
+
+#endif
 
 #endif

@@ -73,15 +73,15 @@ fn multiply(sums: ptr<function, Sums>, me: u32) {
 }
 
 // Where an operand that is contiguous along the sum is put: 16 neighbours of a row, 16 rows at once, four times.
-fn along_row(me: u32, pass: u32) -> u32 {
-    return pass * 16u + me / 16u;
+fn along_row(me: u32, turn: u32) -> u32 {
+    return turn * 16u + me / 16u;
 }
-fn along_slot(me: u32, pass: u32) -> u32 {
-    return me % 16u * LINE + along_row(me, pass);
+fn along_slot(me: u32, turn: u32) -> u32 {
+    return me % 16u * LINE + along_row(me, turn);
 }
 // One whose rows are the sum's index: 64 neighbours of a row, four rows at once.
-fn side_slot(me: u32, pass: u32) -> u32 {
-    return (pass * 4u + me / 64u) * LINE + me % 64u;
+fn side_slot(me: u32, turn: u32) -> u32 {
+    return (turn * 4u + me / 64u) * LINE + me % 64u;
 }
 
 fn padded_depth() -> u32 {
@@ -118,20 +118,20 @@ fn project(g: u32, row0: u32, count: u32, first: u32, me: u32) {
     var sums = Sums();
     for (var k0 = 0u; k0 < p.c; k0 += SLICE) {
         let k = k0 + me % 16u;
-        for (var pass = 0u; pass < 4u; pass++) {
-            let row = along_row(me, pass);
+        for (var turn = 0u; turn < 4u; turn++) {
+            let row = along_row(me, turn);
             var left = 0.0;
             if row < count && k < p.c {
                 left = a[(row0 + row) * p.c + k];
             }
-            memory[along_slot(me, pass)] = left;
+            memory[along_slot(me, turn)] = left;
             let column = first + row;
             var right = 0.0;
             var start: u32;
             if column < 3u * p.d && k < p.c && weight_row(g * p.d + column % p.d, &start) {
                 right = weight_at(column / p.d, start + k);
             }
-            memory[RIGHT + along_slot(me, pass)] = right;
+            memory[RIGHT + along_slot(me, turn)] = right;
         }
         multiply(&sums, me);
     }
@@ -295,9 +295,9 @@ fn attention_block_proj_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workg
     var sums = Sums();
     for (var k0 = 0u; k0 < depth; k0 += SLICE) {
         let k = k0 + me % 16u;
-        for (var pass = 0u; pass < 4u; pass++) {
-            let row = row0 + along_row(me, pass);
-            let column = column0 + along_row(me, pass);
+        for (var turn = 0u; turn < 4u; turn++) {
+            let row = row0 + along_row(me, turn);
+            let column = column0 + along_row(me, turn);
             var left = 0.0;
             if row < rows() && k < depth {
                 left = a[row * depth + k];
@@ -306,8 +306,8 @@ fn attention_block_proj_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workg
             if column < p.o && k < depth {
                 right = wo[column * depth + k];
             }
-            memory[along_slot(me, pass)] = left;
-            memory[RIGHT + along_slot(me, pass)] = right;
+            memory[along_slot(me, turn)] = left;
+            memory[RIGHT + along_slot(me, turn)] = right;
         }
         multiply(&sums, me);
     }
@@ -339,22 +339,22 @@ fn attention_block_dgrad_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_work
     }
     var sums = Sums();
     for (var k0 = 0u; k0 < 3u * depth; k0 += SLICE) {
-        for (var pass = 0u; pass < 4u; pass++) {
+        for (var turn = 0u; turn < 4u; turn++) {
             let k = k0 + me % 16u;
-            let row = row0 + along_row(me, pass);
+            let row = row0 + along_row(me, turn);
             var left = 0.0;
             if row < rows() && k < 3u * depth {
                 left = a[k / depth * p.part + row * depth + k % depth];
             }
-            memory[along_slot(me, pass)] = left;
-            let l = k0 + pass * 4u + me / 64u;
+            memory[along_slot(me, turn)] = left;
+            let l = k0 + turn * 4u + me / 64u;
             let column = column0 + me % 64u;
             var right = 0.0;
             var start: u32;
             if l < 3u * depth && column < p.c && weight_row(l % depth, &start) {
                 right = weight_at(l / depth, start + column);
             }
-            memory[RIGHT + side_slot(me, pass)] = right;
+            memory[RIGHT + side_slot(me, turn)] = right;
         }
         multiply(&sums, me);
     }
@@ -389,8 +389,8 @@ fn attention_block_wgrad_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_work
     let end = min((wg.z / 3u + 1u) * length, rows());
     var sums = Sums();
     for (var k0 = wg.z / 3u * length; k0 < end; k0 += SLICE) {
-        for (var pass = 0u; pass < 4u; pass++) {
-            let k = k0 + pass * 4u + me / 64u;
+        for (var turn = 0u; turn < 4u; turn++) {
+            let k = k0 + turn * 4u + me / 64u;
             let row = row0 + me % 64u;
             let column = column0 + me % 64u;
             var left = 0.0;
@@ -401,8 +401,8 @@ fn attention_block_wgrad_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_work
             if k < end && column < p.c {
                 right = a[k * p.c + column];
             }
-            memory[side_slot(me, pass)] = left;
-            memory[RIGHT + side_slot(me, pass)] = right;
+            memory[side_slot(me, turn)] = left;
+            memory[RIGHT + side_slot(me, turn)] = right;
         }
         multiply(&sums, me);
     }

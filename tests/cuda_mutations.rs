@@ -408,6 +408,20 @@ const MUTATIONS: &[Mutation] = &[
         sound: "    add_rows<1>(sum, shares, at);\n    __syncthreads();\n",
         faulty: "    add_rows<1>(sum, shares, at);\n",
     },
+    Mutation {
+        what: "attention that does not wait for the projections",
+        file: "attention_block_f32",
+        op: "attention_block",
+        sound: "    __syncthreads();\n    for (; image < end; image++) {",
+        faulty: "    for (; image < end; image++) {",
+    },
+    Mutation {
+        what: "gradients of k and v that pass the weight of q",
+        file: "attention_block_mma_f16",
+        op: "attention_block",
+        sound: "share.move(i, tile, w.of(inside ? k / depth : 0),",
+        faulty: "share.move(i, tile, w.of(0),",
+    },
 ];
 
 /// The C++ that `build.rs` made of a kernel file.

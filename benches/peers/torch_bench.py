@@ -130,6 +130,29 @@ def relative_attention(layout, wrap, count, d, product=F.scaled_dot_product_atte
     return gradients(function, *[tokens(layout, count, d) for _ in range(3)], *tables)
 
 
+def attention_block(layout, wrap, channels, size, product=F.scaled_dot_product_attention):
+    """Projections, attention with relative positions, output projection, residual: on tokens ("cl") or by 1x1 convolutions."""
+    d = channels // HEADS
+    weights = [channels**-0.5 * torch.randn(channels, channels) for _ in range(4)]
+    tables = [torch.randn(2 * size - 1, channels) for _ in range(2)]
+    if layout == CHANNELS_LAST:
+        x = torch.randn(BATCH, size * size, channels)
+        project = F.linear
+        split = lambda y: y.view(BATCH, -1, HEADS, d).transpose(1, 2)
+        join = lambda y: y.transpose(1, 2).reshape(BATCH, -1, channels)
+    else:
+        x = torch.randn(BATCH, channels, size, size)
+        project = lambda x, w: F.conv2d(x, w[:, :, None, None])
+        split = lambda y: y.view(BATCH, HEADS, d, -1).transpose(2, 3)
+        join = lambda y: y.transpose(2, 3).reshape(BATCH, channels, size, size)
+
+    def function(x, wq, wk, wv, wo, h, w):
+        q, k, v = (split(project(x, weight)) for weight in (wq, wk, wv))
+        return project(join(product(q, k, v, attn_mask=relative_bias(q, h, w, size, size))), wo) + x
+
+    return gradients(wrap(function), x, *weights, *tables)
+
+
 def unfold_attention(q, k, v, heads, window, rel_h=None, rel_w=None):
     """Local attention the way it is usually written: every key and value copied window^2 times by unfold, zeros outside
     the map, a position table of [heads, d, window, window] added to the keys."""
@@ -231,6 +254,7 @@ ROWS |= {f"max_pool2d_3x3_s2_{c}x{s}": layouts(max_pool, c, s) for c, s in ((64,
 ROWS |= {f"global_attention_t{t}_d{d}": products(attention, t, d) for t, d in ((49, 64), (196, 32), (196, 64), (784, 32), (784, 64))}
 ROWS |= {f"global_attention_rel_t{t}_d32": products(relative_attention, t, 32) for t in (196, 784)}
 ROWS |= {"local_attention_k7_128x28": layouts(local_attention, 128, 28)}
+ROWS |= {f"attention_block_{c}x{s}": products(attention_block, c, s) for c, s in ((512, 7), (256, 14))}
 for pixels, pictures in ((64, 32), (224, 8)):
     end = f"step_{pixels}_b{pictures}"
     ROWS[f"resnet18_{end}"] = layouts(resnet18_step, pixels, pictures)

@@ -322,7 +322,37 @@ def attention(s, dtype, device):
     return inputs, [True] * (3 + len(shapes)), truth, ways, [0, 1, 2]
 
 
+def attention_block(s, dtype, device):
+    """Projections, attention with relative positions, output projection, residual, on tokens [N, tokens, channels]."""
+    n, size, heads, d = s["n"], s["size"], s["heads"], s["d"]
+    c, s = heads * d, {**s, "reach": s["size"] - 1, "position": "rel"}
+
+    def inputs():
+        weights = [normal((c, c), torch.float32, device, 1 + i).mul(c**-0.5).to(dtype) for i in range(4)]
+        tables = [normal((2 * size - 1, c), dtype, device, 5 + i) for i in range(2)]
+        return [normal((n, size**2, c), dtype, device, 0), *weights, *tables]
+
+    def block(product):
+        def function(x, wq, wk, wv, wo, *tables):
+            q, k, v = (F.linear(x, w).view(x.shape[0], -1, heads, d).transpose(1, 2) for w in (wq, wk, wv))
+            return F.linear(product(q, k, v, dense_bias(s, q, tables)).transpose(1, 2).flatten(2), wo) + x
+
+        return function
+
+    def fused(backend):
+        def product(q, k, v, bias):
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+        return product
+
+    ways = {name: (block(fused(backend)), None) for name, backend in BACKENDS.items()}
+    ways |= {"explicit": (block(explicit), None), "explicit_compiled": (compiled(block(explicit)), None)}
+    return inputs, [True] * 7, block(explicit), ways, [0]
+
+
 OPS = {
+    "attention_block": attention_block,
     "conv2d": conv2d,
     "depthwise": depthwise,
     "linear": linear,

@@ -5,9 +5,9 @@ use super::row::{Outside, Position, Subject};
 use crate::models::Model;
 use crate::nn::Mode;
 use crate::ops::{
-    Activation, AdamW, BatchNorm, Border, Conv2d, CrossEntropy, GlobalAttention, LocalAttention,
-    MaxPool2d, Sgd, adamw_step, batch_norm, class_labels, conv2d, cross_entropy, global_attention,
-    linear, local_attention, max_pool2d, sgd_step,
+    self, Activation, AdamW, AttentionBlock, BatchNorm, Border, Conv2d, CrossEntropy,
+    GlobalAttention, LocalAttention, MaxPool2d, Sgd, adamw_step, batch_norm, class_labels, conv2d,
+    cross_entropy, global_attention, linear, local_attention, max_pool2d, sgd_step,
 };
 use crate::tensor::philox::Philox;
 use crate::{DType, Device, Result, Tensor};
@@ -68,6 +68,9 @@ pub(crate) fn make(subject: &Subject, device: &Device, dtype: DType) -> Result<C
         Subject::GlobalAttention { .. } | Subject::LocalAttention { .. } => {
             attention(subject, device, dtype)
         }
+        Subject::AttentionBlock { n, size, heads, d } => {
+            attention_block([n, size, heads, d], device, dtype)
+        }
         Subject::Adamw { len } => adamw(device, len),
         Subject::Step { ref model, size, n } => {
             let training = Training::new(device, model, size, n, dtype)?;
@@ -109,6 +112,29 @@ fn attention(subject: &Subject, device: &Device, dtype: DType) -> Result<Calls> 
     passes(move || {
         let (rel_h, rel_w, bias) = (rel_h.as_ref(), rel_w.as_ref(), bias.as_ref());
         global_attention(&q, &k, &v, GlobalAttention { scale: None, rel_h, rel_w, bias })
+    })
+}
+
+/// Weights are scaled so that q, k and v are as large as x.
+fn attention_block(sizes: [usize; 4], device: &Device, dtype: DType) -> Result<Calls> {
+    let [n, size, heads, d] = sizes;
+    let c = heads * d;
+    let x = random(device, &[n, size, size, c], 0, dtype)?.requires_grad();
+    let weight = |stream| -> Result<Tensor> {
+        let numbers = random(device, &[c, c], stream, DType::F32)?.to_f32()?;
+        let numbers: Vec<f32> = numbers.iter().map(|v| v / (c as f32).sqrt()).collect();
+        Ok(Tensor::from_f32_as(device, &[c, c], dtype, &numbers)?.requires_grad())
+    };
+    let (q, k, v, proj) = (weight(1)?, weight(2)?, weight(3)?, weight(4)?);
+    let table = |stream| -> Result<Tensor> {
+        Ok(random(device, &[2 * size - 1, c], stream, DType::F32)?.requires_grad())
+    };
+    let (rel_h, rel_w) = (table(5)?, table(6)?);
+    passes(move || {
+        let (proj, rel_h, rel_w) = (Some(&proj), Some(&rel_h), Some(&rel_w));
+        let qkv = [&q, &k, &v];
+        let block = AttentionBlock { heads, scale: None, qkv, proj, rel_h, rel_w, residual: true };
+        ops::attention_block(&x, block)
     })
 }
 

@@ -130,6 +130,17 @@ pub enum Subject {
         /// Learned positions.
         position: Position,
     },
+    /// Projections, attention of every place with relative positions, output projection and residual, all as wide as x.
+    AttentionBlock {
+        /// Images.
+        n: usize,
+        /// Height and width.
+        size: usize,
+        /// Heads.
+        heads: usize,
+        /// Channels of a head.
+        d: usize,
+    },
     /// One AdamW step over flat f32 buffers: there is no backward.
     Adamw {
         /// Parameters.

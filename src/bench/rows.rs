@@ -100,6 +100,12 @@ fn local(n: usize, heads: usize, d: usize, size: usize, window: usize, border: O
     (format!("local_attention_k{window}_{}x{size}", heads * d), subject)
 }
 
+/// As wide as `heads` of `d`.
+fn block(n: usize, heads: usize, size: usize, d: usize) -> Named {
+    let subject = Subject::AttentionBlock { n, size, heads, d };
+    (format!("attention_block_{}x{size}", heads * d), subject)
+}
+
 /// The same under a longer name.
 fn named((name, subject): Named, more: &str) -> Named {
     (name + more, subject)
@@ -157,6 +163,8 @@ fn small_ops() -> Vec<Named> {
         local(64, 56, 7),
         local(256, 14, 7),
         local(512, 7, 7),
+        block(n, 8, 7, 64),
+        block(n, 8, 14, 32),
     ];
     rows.extend(depthwise_rows(n));
     rows
@@ -191,6 +199,7 @@ fn large_ops() -> Vec<Named> {
         window(3),
         window(5),
         window(13),
+        named(block(256, 8, 7, 64), "_n256"),
         n128(batch_norm(128, 64, 56, true)),
         n128(max_pool(128, 64, 112)),
         n128(depthwise(128, 32, 112, 3, 1)),
@@ -224,6 +233,7 @@ fn tiny_ops() -> Vec<Named> {
         tiny(global(2, 2, 5, 8, Position::Bias)),
         tiny(local(2, 2, 8, 6, 3, Outside::Mask)),
         named(local(2, 2, 8, 6, 3, Outside::Zero), "_zero_tiny"),
+        tiny(block(2, 2, 5, 8)),
         named(adamw(1000), "_tiny"),
     ]
 }

@@ -107,6 +107,23 @@ pub(crate) fn work(subject: &Subject, bytes: usize) -> Work {
             element * tables(position, window, heads, d),
             element,
         ),
+        Subject::AttentionBlock { n, size, heads, d } => {
+            let (rows, c, tokens) = (n * size * size, heads * d, size * size);
+            let inner = attention(n, tokens, heads, d, tokens, 0.0, element);
+            let flop = 8.0 * product(&[rows, c, c]);
+            let (map, weights) = (element * product(&[rows, c]), element * product(&[4, c, c]));
+            let more = weights + element * tables(Position::Rel, 2 * size - 1, heads, d);
+            // Forward x, y; backward dy, x, dx, and weights and tables read and their gradients written.
+            let pass = |products: f64, pass: Pass, bytes| Pass {
+                flop: products * flop + pass.flop,
+                bytes,
+                ..pass
+            };
+            Work {
+                forward: pass(1.0, inner.forward, 2.0 * map + more),
+                whole: pass(3.0, inner.whole, 5.0 * map + 3.0 * more),
+            }
+        }
         Subject::Adamw { len } => {
             // Reads parameter, gradient and two means, writes all but the gradient; always f32.
             moved(7.0 * 4.0 * len as f64, 0.0)

@@ -213,14 +213,42 @@ impl Attention {
     }
 }
 
-impl Module for Attention {
-    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
+impl Attention {
+    /// The attention's output, through `proj` where there is one, plus x where `residual`. Over a small map all of it is one op of few
+    /// launches.
+    pub(super) fn block(
+        &self,
+        x: &Tensor,
+        proj: Option<&Conv>,
+        residual: bool,
+        mode: &Mode,
+    ) -> Result<Tensor> {
         let [_, h, w, _] = x.dims("attention", "x")?;
         self.check_map(h, w)?;
+        let rel = self.rel.as_ref().map(Positions::rows).transpose()?;
+        if matches!(self.config.reach, Reach::Global { .. }) {
+            let weight = |conv: &Conv| conv.weight_as(x.dtype());
+            let (q, k, v) = (weight(&self.q)?, weight(&self.k)?, weight(&self.v)?);
+            let (qkv, proj) = ([&q, &k, &v], proj.map(weight).transpose()?);
+            let (rel_h, rel_w) = (rel.as_ref().map(|r| &r.0), rel.as_ref().map(|r| &r.1));
+            let (heads, scale, proj) =
+                (self.config.heads, Some(self.config.scale()), proj.as_ref());
+            let block = ops::AttentionBlock { heads, scale, qkv, proj, rel_h, rel_w, residual };
+            return ops::attention_block(x, block);
+        }
         let project = |conv: &Conv| conv.forward(x, mode);
         let (q, k, v) = (project(&self.q)?, project(&self.k)?, project(&self.v)?);
-        let rel = self.rel.as_ref().map(Positions::rows).transpose()?;
-        self.config.attend([&q, &k, &v], rel.as_ref())
+        let mut y = self.config.attend([&q, &k, &v], rel.as_ref())?;
+        if let Some(proj) = proj {
+            y = proj.forward(&y, mode)?;
+        }
+        if residual { ops::add(&y, x) } else { Ok(y) }
+    }
+}
+
+impl Module for Attention {
+    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
+        self.block(x, None, false, mode)
     }
 
     fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {

@@ -4,7 +4,7 @@ use super::{Init, Layer, Mode, Module, Slot, parameter, product};
 use crate::error::Result;
 use crate::ops::case::Layout;
 use crate::ops::{self, Conv2d};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// A convolution. Owns `weight [O, kh, kw, I / groups]` (OIHW in files) and, where it has one, `bias [O]`, in f32; an image in f16 or
 /// bf16 meets a copy of the weight that is stored as the image is.
@@ -72,11 +72,16 @@ impl Conv {
     pub fn from_parts(weight: Tensor, bias: Tensor, opt: Conv2d) -> Self {
         Self { weight, bias: Some(bias), opt }
     }
+
+    /// The weight, stored as `dtype` says.
+    pub(super) fn weight_as(&self, dtype: DType) -> Result<Tensor> {
+        ops::cast(&self.weight, dtype)
+    }
 }
 
 impl Module for Conv {
     fn forward(&self, x: &Tensor, _: &Mode) -> Result<Tensor> {
-        ops::conv2d(x, &ops::cast(&self.weight, x.dtype())?, self.bias.as_ref(), self.opt)
+        ops::conv2d(x, &self.weight_as(x.dtype())?, self.bias.as_ref(), self.opt)
     }
 
     fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {

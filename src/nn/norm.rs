@@ -92,7 +92,7 @@ pub fn conv_norm(
     residual: Option<&Tensor>,
     mode: &Mode,
 ) -> Result<Tensor> {
-    let weight = ops::cast(&conv.weight, x.dtype())?;
+    let weight = conv.weight_as(x.dtype())?;
     let of_norm = ops::ConvBlockNorm {
         weight: &norm.weight,
         bias: &norm.bias,

@@ -17,7 +17,7 @@
 use super::attention::{Problem, one_walk, packed, packed_fits, packed_tables};
 use super::attention_rows::{delta, repad};
 use super::conv2d::{self, Conv2dParams};
-use super::global_attention::{GlobalAttentionParams, PASSES};
+use super::global_attention::{GlobalAttentionParams, MAX_HALF_WIDTH, PASSES};
 use super::reduce::sum_rows;
 use super::{GlobalAttention, add, global_attention, linear};
 use crate::cpu::attention_block as cpu;
@@ -266,12 +266,18 @@ impl AttentionBlock<'_> {
 }
 
 /// Whether the kernels here are for this problem.
-fn fused(x: &Tensor, problem: &Problem<GlobalAttentionParams>) -> bool {
-    let tokens = x.shape()[1] * x.shape()[2];
+fn fused(x: &Tensor, problem: &Problem<GlobalAttentionParams>, outputs: usize) -> bool {
+    let (tokens, depth) = (x.shape()[1] * x.shape()[2], problem.layout.heads * problem.d);
+    let fits = packed_fits(problem, x);
     match (one_walk(x), x.dtype().is_half()) {
         // On the CPU half precision is for reference: op by op everything is rounded as on a GPU.
-        (true, half) => !half && tokens * problem.d <= CACHED && packed_fits(problem, x),
-        (false, half) => tokens <= TILE && !half && packed_fits(problem, x),
+        (true, half) => fits && !half && tokens * problem.d <= CACHED,
+        (false, false) => fits && tokens <= TILE,
+        // Tensor cores are fed by copies of eight numbers.
+        (false, true) => {
+            let eights = [x.shape()[3], depth, outputs].iter().all(|n| n.is_multiple_of(8));
+            fits && tokens <= TILE && eights && problem.layout.d <= MAX_HALF_WIDTH
+        }
     }
 }
 
@@ -285,7 +291,7 @@ fn fused(x: &Tensor, problem: &Problem<GlobalAttentionParams>) -> bool {
 pub fn attention_block(x: &Tensor, block: AttentionBlock<'_>) -> Result<Tensor> {
     let (sizes, outputs) = block.check(x)?;
     let problem = block.positions().problem_of(x, sizes);
-    if !fused(x, &problem) {
+    if !fused(x, &problem, outputs) {
         return block.composed(x, sizes, outputs);
     }
     let [n, h, w, heads, d] = sizes;

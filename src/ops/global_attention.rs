@@ -17,13 +17,13 @@ use bytemuck::{Pod, Zeroable};
 
 mod cuda;
 mod spec;
-pub(super) use cuda::tile_bytes;
+pub(super) use cuda::{one_tile_bytes, tile_bytes};
 pub(crate) use spec::SPEC;
 
 const OP: &str = "global_attention";
 
 /// Channels of a head up to which the tensor-core kernels keep its rows in registers.
-const MAX_HALF_WIDTH: usize = 128;
+pub(super) const MAX_HALF_WIDTH: usize = 128;
 
 /// Options of [`global_attention`].
 #[derive(Clone, Copy, Debug, Default)]

@@ -91,6 +91,8 @@ fn cases() -> Vec<Case> {
         case("7x7, d = 32", [2, 7, 7, 40], whole(3, 32, 40)).no_gradcheck(),
         case("4x4, several images at once", [6, 4, 4, 33], whole(2, 16, 33)).no_gradcheck(),
         case("8x8, d = 72", [1, 8, 8, 72], whole(1, 72, 72)).no_gradcheck(),
+        case("2x3, padded heads", [13, 2, 3, 16], whole(2, 12, 16)).no_gradcheck(),
+        case("3x7, d = 40, residual", [4, 3, 7, 24], whole(1, 40, 24)).no_gradcheck(),
     ]
 }
 

@@ -59,6 +59,11 @@ fn width(p: &GlobalAttentionParams) -> u32 {
     p.d.next_power_of_two().max(16)
 }
 
+/// Bytes of shared memory of the forward on tensor cores, in a map of one tile.
+pub(in crate::ops) fn one_tile_bytes(p: &GlobalAttentionParams) -> u32 {
+    KEYS + terms(p, TILE) + 4 * TILE * width(p)
+}
+
 /// Forward on tensor cores: tiles of 128 queries where there are that many and their terms leave room for two blocks.
 fn forward_mma(bytes: &[u8], _: &Caps) -> CudaPlan {
     let (p, threads): (GlobalAttentionParams, u32) = (params(bytes), 128);
