@@ -1,5 +1,16 @@
 //! Depthwise convolution on the CPU, NHWC: forward, and the gradients of input and weight. Every channel has a kernel of its own, so
-//! the vector lanes are channels.
+//! the vector lanes are channels. `tiles.rs` has forward and input gradient of the kernels that networks use, `weight.rs` their
+//! weight gradient, `any.rs` all three for every other size and step.
+//!
+//! Each output element is summed by one thread in an order that depends on the shape alone: results are the same for any number of
+//! threads.
+//!
+//! What it took (EPYC Zen 3, two threads, N = 8): the weight gradient with sums in registers for a tile and not in memory for a pixel (480
+//! channels, 14x14, 5x5, one thread: 2.4 ms to 1.0); its tasks by rows on large maps, since half of the channels of a row at a time read
+//! memory at 4 GB/s (144 channels, 56x56, 3x3, one thread: 10.3 ms, two threads by rows: 4.6); rows fetched ahead there (the same: 2.6),
+//! which costs up to a fifth where the image is in the cache. Copying rows with their border would be a load and a store for nine products:
+//! tiles at the border leave out what lies outside instead. What is left on large maps is memory: 3x3 on 112x112 and 56x56 moves its bytes
+//! at 40 to 70 % of the copy rate.
 
 mod any;
 mod tiles;

@@ -209,8 +209,8 @@ impl Part<'_> {
         let pixel = tile.pixel * c + at;
         let sums = &mut sums[r * KW * width..][..R * KW * width];
         let first = at - self.channels.start;
-        // SAFETY: channels `at..at + 8` of R rows of KW taps.
         let mut sum: [[F32x8; KW]; R] = std::array::from_fn(|k| {
+            // SAFETY: channels `at..at + 8` of R rows of KW taps.
             std::array::from_fn(|s| unsafe { load(sums, (k * KW + s) * width + first) })
         });
         // SAFETY: the tile's pixels are pixels of dy.
