@@ -72,6 +72,16 @@ def depthwise(layout, wrap, channels, size, kernel, stride):
     return gradients(function, image(layout, BATCH, channels, size, size), image(layout, channels, 1, kernel, kernel))
 
 
+def squeeze_excite(layout, wrap, channels, size):
+    squeezed = channels // 24
+    weights = torch.randn(squeezed, channels, 1, 1), torch.zeros(squeezed), torch.randn(channels, squeezed, 1, 1), torch.zeros(channels)
+
+    def function(x, w1, b1, w2, b2):
+        return x * F.conv2d(F.silu(F.conv2d(F.adaptive_avg_pool2d(x, 1), w1, b1)), w2, b2).sigmoid()
+
+    return gradients(wrap(function), image(layout, BATCH, channels, size, size), *weights)
+
+
 def linear(layout, wrap, rows, inputs, outputs):
     return gradients(wrap(F.linear), torch.randn(rows, inputs), torch.randn(outputs, inputs))
 
@@ -247,6 +257,7 @@ for c, s, k, step in (
     (672, 14, 5, 1), (672, 14, 5, 2), (1152, 7, 5, 1), (1152, 7, 3, 1),
 ):
     ROWS[f"depthwise_{k}x{k}{'' if step == 1 else f'_s{step}'}_{c}x{s}"] = layouts(depthwise, c, s, k, step)
+ROWS |= {f"squeeze_excite_{c}x{s}": layouts(squeeze_excite, c, s) for c, s in ((144, 56), (672, 14))}
 ROWS |= {"linear_32x512_1000": {"plain": lambda wrap: linear(PLAIN, wrap, 32, 512, 1000)}}
 ROWS |= {f"batch_norm_relu_{c}x{s}": layouts(batch_norm_relu, c, s) for c, s in ((64, 56), (256, 14))}
 ROWS |= {"batch_norm_add_relu_64x56": layouts(batch_norm_relu, 64, 56, residual=True)}

@@ -139,6 +139,20 @@ def depthwise(s, dtype, device):
     return conv2d(s | {"out": s["channels"], "groups": s["channels"]}, dtype, device)
 
 
+def squeeze_excite(s, dtype, device):
+    """Weights as 1x1 convolutions, as torchvision's module has them."""
+    c, r = s["channels"], s["squeezed"]
+    shapes = (s["n"], c, s["size"], s["size"]), (r, c, 1, 1), (r,), (c, r, 1, 1), (c,)
+    inputs = lambda: [normal(shape, dtype, device, i) for i, shape in enumerate(shapes)]
+
+    def function(x, w1, b1, w2, b2):
+        return x * F.conv2d(F.silu(F.conv2d(F.adaptive_avg_pool2d(x, 1), w1, b1)), w2, b2).sigmoid()
+
+    layout = lambda x, *rest: [x.contiguous(memory_format=torch.channels_last), *rest]
+    ways = {"channels_last": (function, layout), "nchw": (function, None), "channels_last_compiled": (compiled(function), layout)}
+    return inputs, [True] * 5, function, ways, [0]
+
+
 def linear(s, dtype, device):
     shapes = (s["rows"], s["inputs"]), (s["outputs"], s["inputs"])
     inputs = lambda: [normal(shape, dtype, device, i) for i, shape in enumerate(shapes)]
@@ -355,6 +369,7 @@ OPS = {
     "attention_block": attention_block,
     "conv2d": conv2d,
     "depthwise": depthwise,
+    "squeeze_excite": squeeze_excite,
     "linear": linear,
     "batch_norm": batch_norm,
     "max_pool2d": max_pool2d,

@@ -7,7 +7,7 @@ use crate::nn::Mode;
 use crate::ops::{
     self, Activation, AdamW, AttentionBlock, BatchNorm, Border, Conv2d, CrossEntropy,
     GlobalAttention, LocalAttention, MaxPool2d, Sgd, adamw_step, batch_norm, class_labels, conv2d,
-    cross_entropy, global_attention, linear, local_attention, max_pool2d, sgd_step,
+    cross_entropy, global_attention, linear, local_attention, max_pool2d, sgd_step, squeeze_excite,
 };
 use crate::tensor::philox::Philox;
 use crate::{DType, Device, Result, Tensor};
@@ -45,6 +45,15 @@ pub(crate) fn make(subject: &Subject, device: &Device, dtype: DType) -> Result<C
             let x = random(&[n, size, size, channels], 0)?.requires_grad();
             let w = random(&[channels, kernel, kernel, 1], 1)?.requires_grad();
             passes(move || conv2d(&x, &w, None, options))
+        }
+        Subject::SqueezeExcite { n, size, channels, squeezed } => {
+            let shapes: [&[usize]; 3] =
+                [&[n, size, size, channels], &[squeezed, channels], &[channels, squeezed]];
+            let [x, w1, w2] = [0, 1, 2].map(|i| random(shapes[i], i as u32));
+            let [b1, b2] = [squeezed, channels].map(|len| Tensor::zeros(device, &[len]));
+            let (x, w1, b1, w2, b2) = (x?, w1?, b1?, w2?, b2?);
+            let [x, w1, b1, w2, b2] = [x, w1, b1, w2, b2].map(|t| t.requires_grad());
+            passes(move || squeeze_excite(&x, &w1, &b1, &w2, &b2))
         }
         Subject::Linear { rows, inputs, outputs } => {
             let x = random(&[rows, inputs], 0)?.requires_grad();

@@ -71,6 +71,17 @@ pub enum Subject {
         /// Pixels from one output to the next.
         stride: usize,
     },
+    /// Squeeze and excitation.
+    SqueezeExcite {
+        /// Images.
+        n: usize,
+        /// Height and width.
+        size: usize,
+        /// Channels.
+        channels: usize,
+        /// Numbers between its two layers.
+        squeezed: usize,
+    },
     /// A linear layer without bias.
     Linear {
         /// Rows of x.

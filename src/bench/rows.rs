@@ -68,6 +68,12 @@ fn depthwise(n: usize, channels: usize, size: usize, kernel: usize, stride: usiz
     (format!("depthwise_{kernel}x{kernel}{step}_{channels}x{size}"), subject)
 }
 
+/// `channels x size`, with a quarter of the channels before the block's expansion by 6 between the layers, as EfficientNet has it.
+fn squeeze_excite(n: usize, channels: usize, size: usize) -> Named {
+    let subject = Subject::SqueezeExcite { n, size, channels, squeezed: channels / 24 };
+    (format!("squeeze_excite_{channels}x{size}"), subject)
+}
+
 fn linear(rows: usize, inputs: usize, outputs: usize) -> Named {
     (format!("linear_{rows}x{inputs}_{outputs}"), Subject::Linear { rows, inputs, outputs })
 }
@@ -167,6 +173,7 @@ fn small_ops() -> Vec<Named> {
         block(n, 8, 14, 32),
     ];
     rows.extend(depthwise_rows(n));
+    rows.extend([(144, 56), (672, 14)].map(|(channels, size)| squeeze_excite(n, channels, size)));
     rows
 }
 
@@ -207,6 +214,8 @@ fn large_ops() -> Vec<Named> {
         n128(depthwise(128, 144, 56, 5, 2)),
         n128(depthwise(128, 240, 28, 5, 1)),
         n128(depthwise(128, 1152, 7, 5, 1)),
+        n128(squeeze_excite(128, 144, 56)),
+        n128(squeeze_excite(128, 672, 14)),
         named(adamw(11_689_512), "_11m"),
         linear(128, 512, 1000),
     ]
@@ -224,6 +233,7 @@ fn tiny_ops() -> Vec<Named> {
         tiny(stem(1, 16)),
         tiny(depthwise(2, 16, 7, 3, 1)),
         tiny(depthwise(2, 16, 7, 5, 2)),
+        tiny(squeeze_excite(2, 48, 5)),
         linear(4, 16, 10),
         tiny(batch_norm(2, 8, 6, false)),
         tiny(batch_norm(2, 8, 6, true)),

@@ -68,6 +68,11 @@ pub(crate) fn work(subject: &Subject, bytes: usize) -> Work {
             let y = element * product(&[n, side, side, channels]);
             matrix(flop, x, w, y, true)
         }
+        Subject::SqueezeExcite { n, size, channels, .. } => {
+            // Forward x twice (the gate needs all of it first), y. Backward x and dy, then dy again, dx.
+            let map = element * product(&[n, size, size, channels]);
+            moved(3.0 * map, 4.0 * map)
+        }
         Subject::Linear { rows, inputs, outputs } => {
             let flop = 2.0 * product(&[rows, inputs, outputs]);
             let [x, w, y] =
