@@ -151,8 +151,8 @@ impl Variant {
     fn options(self) -> &'static [&'static str] {
         match self {
             Self::Global => &["replace", "append", "heads=8", "pos=none", "scale=none"],
-            Self::Local => &["replace", "append", "heads=8", "border=zero", "scale=none", "sasa"],
-            Self::EmbeddedLocal => &[
+            // `la` has tables only where they are asked for, alone or by `sasa`.
+            Self::Local | Self::EmbeddedLocal => &[
                 "replace",
                 "append",
                 "heads=8",
@@ -291,6 +291,7 @@ impl AttentionSpec {
         }
         match self.tables {
             Tables::None if variant.tables() != Tables::None => options.push("pos=none".into()),
+            Tables::Sum if variant.tables() == Tables::None => options.push("tables=sum".into()),
             Tables::Concat => options.push("tables=concat".into()),
             _ => {}
         }

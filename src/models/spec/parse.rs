@@ -228,6 +228,7 @@ mod tests {
             "vit_ti_16:w48,depth=2,patch=8",
             "vit_s_16:heads=8,dropout=0.1",
             "resnet18+la7@3:sasa",
+            "resnet18+la7@3:scale=none,tables=concat",
             "resnet18+ela5@3:scale=none,tables=concat",
             "resnet18+nonlocal@3.1+botnet@4",
             "resnet34+nonlocal@3:replace,heads=2",
