@@ -116,10 +116,13 @@ def plain(name, classes, size):
 def add_attention(net, text, state):
     """Puts attention such as `la7@3,4.1:append,heads=4` into a ResNet of basic blocks."""
     match = re.fullmatch(r"(ga|la|ela|ela-position)(\d*)@([\d.,]+)(?::(.*))?", text)
-    if not match or not isinstance(net, torchvision.models.ResNet):
-        sys.exit(f"attention '{text}': this script knows ga, la and ela in ResNets")
+    basic = isinstance(net, torchvision.models.ResNet) and isinstance(net.layer1[0], torchvision.models.resnet.BasicBlock)
+    if not match or not basic:
+        sys.exit(f"attention '{text}': this script knows ga, la and ela in resnet18 and resnet34")
     kind, side, places, options = match.groups()
     options = dict(option.partition("=")[::2] for option in (options or "").split(",") if option)
+    if unknown := set(options) - {"append", "heads", "border", "pos"}:
+        sys.exit(f"attention '{text}': this script does not know the option {', '.join(sorted(unknown))}")
     for place in places.split(","):
         stage, _, block = place.partition(".")
         layer = getattr(net, f"layer{stage}")
