@@ -209,7 +209,6 @@ template <int D, int BN> DEVICE void block_forward(const AttentionBlockParams &p
     }
 }
 
-// Heads of 33 to 64 numbers: left to itself the compiler keeps to 168 registers and spills one.
 #define ARGUMENTS AttentionBlockParams p, const Real *x, const Real *wq, const Real *wk, const Real *wv, const float *tables, \
     Real *qkv, Real *attended, float *lse
 
@@ -221,6 +220,7 @@ KERNEL(128) OF(attention_block_fwd_d32)(ARGUMENTS) {
     DYN_SMEM(unsigned char, shared);
     block_forward<32, 96>(p, x, Projections{wq, wk, wv}, tables, qkv, attended, lse, shared);
 }
+// Left to itself the compiler keeps to 168 registers and spills one.
 KERNEL(128, 2) OF(attention_block_fwd_d64)(ARGUMENTS) {
     DYN_SMEM(unsigned char, shared);
     block_forward<64, 192>(p, x, Projections{wq, wk, wv}, tables, qkv, attended, lse, shared);
