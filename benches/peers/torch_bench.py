@@ -216,15 +216,8 @@ class LocalAttention(torch.nn.Module):
         return unfold_attention(*self.qkv(x).chunk(3, 1), HEADS, 7)
 
 
-def resnet18_step(layout, wrap, size, batch, attention=None, product=F.scaled_dot_product_attention):
+def model_step(layout, wrap, model, size, batch):
     """Zero the gradients, forward, cross entropy, backward, SGD with momentum; 1000 classes."""
-    from torchvision.models import resnet18
-
-    model = resnet18()
-    if attention is not None:
-        for stage, shrunk in ((model.layer3, 16), (model.layer4, 32)):
-            for block in stage:
-                block.conv2 = attention(block.conv2.out_channels, size // shrunk, product)
     model = model.to(memory_format=layout).train()
     forward = wrap(model)
     pictures, labels = image(layout, batch, 3, size, size), torch.randint(0, 1000, (batch,))
@@ -236,6 +229,29 @@ def resnet18_step(layout, wrap, size, batch, attention=None, product=F.scaled_do
         sgd.step()
 
     return step
+
+
+def resnet18_step(layout, wrap, size, batch, attention=None, product=F.scaled_dot_product_attention):
+    from torchvision.models import resnet18
+
+    model = resnet18()
+    if attention is not None:
+        for stage, shrunk in ((model.layer3, 16), (model.layer4, 32)):
+            for block in stage:
+                block.conv2 = attention(block.conv2.out_channels, size // shrunk, product)
+    return model_step(layout, wrap, model, size, batch)
+
+
+def efficientnet_b0_step(layout, wrap, size, batch):
+    from torchvision.models import efficientnet_b0
+
+    return model_step(layout, wrap, efficientnet_b0(), size, batch)
+
+
+def vit_ti_16_step(layout, wrap, size, batch):
+    from torchvision.models import VisionTransformer
+
+    return model_step(layout, wrap, VisionTransformer(size, 16, 12, 3, 192, 768), size, batch)
 
 
 def layouts(make, *sizes, **options):
@@ -271,6 +287,7 @@ for pixels, pictures in ((64, 32), (224, 8)):
     ROWS[f"resnet18_{end}"] = layouts(resnet18_step, pixels, pictures)
     ROWS[f"resnet18_ga_{end}"] = products(resnet18_step, pixels, pictures, attention=GlobalAttention)
     ROWS[f"resnet18_la7_{end}"] = layouts(resnet18_step, pixels, pictures, attention=LocalAttention)
+ROWS |= {"efficientnet_b0_step_224_b8": layouts(efficientnet_b0_step, 224, 8), "vit_ti_16_step_224_b8": layouts(vit_ti_16_step, 224, 8)}
 
 
 def measure(row, args):

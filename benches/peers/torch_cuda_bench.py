@@ -498,12 +498,24 @@ def resnet18(net, size, with_flex, device):
     return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(inputs, CLASSES))
 
 
+def builder(name, size, device):
+    """What makes the model of a string of ours: torchvision's own where there is one."""
+    if name in ("efficientnet_b0", "vit_ti_16"):
+        try:
+            from torchvision.models import VisionTransformer, efficientnet_b0
+        except ImportError as error:
+            raise Cannot(f"no torchvision: {error}")
+        return lambda with_flex: efficientnet_b0() if name == "efficientnet_b0" else VisionTransformer(size, 16, 12, 3, 192, 768)
+    net = parse_model(name)
+    return lambda with_flex: resnet18(net, size, with_flex, device)
+
+
 def steps(s, dtype, device):
-    net = parse_model(s["model"])
+    build = builder(s["model"], s["size"], device)
 
     def way(wrap, layout=torch.channels_last, with_flex=False):
         torch.manual_seed(0)
-        model = resnet18(net, s["size"], with_flex, device).to(device, memory_format=layout).train()
+        model = build(with_flex).to(device, memory_format=layout).train()
         forward = wrap(model)
         pictures = normal((s["n"], 3, s["size"], s["size"]), torch.float32, device, 0).contiguous(memory_format=layout)
         labels = torch.randint(0, CLASSES, (s["n"],), device=device)

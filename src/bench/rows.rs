@@ -33,11 +33,15 @@ pub(crate) fn step(size: Size) -> Vec<Row> {
             row("resnet18_ga", "resnet18+ga@3,4", 224, 8),
             row("resnet18_la7", "resnet18+ela7@3,4:border=zero", 64, 32),
             row("resnet18_la7", "resnet18+ela7@3,4:border=zero", 224, 8),
+            row("efficientnet_b0", "efficientnet_b0", 224, 8),
+            row("vit_ti_16", "vit_ti_16", 224, 8),
         ],
         Size::Large => vec![
             row("resnet18", "resnet18", 224, 128),
             row("resnet18_ga4", "resnet18+ga@4", 224, 128),
             row("resnet18_la7_mask", "resnet18+la7@3,4", 224, 128),
+            row("efficientnet_b0", "efficientnet_b0", 224, 128),
+            row("vit_ti_16", "vit_ti_16", 224, 128),
         ],
     }
 }
