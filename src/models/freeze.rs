@@ -119,16 +119,15 @@ mod tests {
     /// running statistics of frozen norms stay.
     #[test]
     fn a_frozen_backbone_takes_no_backward() {
-        let device = Device::cpu();
-        let x = Tensor::full(&device, &[2, 16, 16, 3], 0.5).unwrap();
-        let labels = class_labels(&device, &[0, 2], 3).unwrap();
         let backward = |model: &Model| {
+            let device = model.parameters().values().device();
+            let x = Tensor::full(device, &[2, 16, 16, 3], 0.5).unwrap();
+            let labels = class_labels(device, &[0, 2], 3).unwrap();
             let before = model.parameters().state().unwrap();
             let logits = model.forward(&x, &Mode::train(0, 1)).unwrap();
             let loss = cross_entropy(&logits, &labels, None, CrossEntropy::default()).unwrap();
-            let launched = model.parameters().values().device().launches();
+            let launched = device.launches();
             model.parameters().gather(&loss.backward().unwrap()).unwrap();
-            let device = model.parameters().values().device();
             (before, model.parameters().state().unwrap(), device.launches() - launched)
         };
         let (_, _, whole) = backward(&model());
@@ -136,7 +135,7 @@ mod tests {
         assert_eq!(frozen.freeze(&["backbone".into()]).unwrap(), 30);
         let (before, after, launched) = backward(&frozen);
         assert_eq!(before, after, "no statistics move");
-        assert!(launched < 10 && whole > 60, "{launched} launches for {whole}");
+        assert!(5 * launched < whole, "{launched} launches for {whole}");
         let named = frozen.parameters().export(frozen.parameters().gradients()).unwrap();
         for (name, array) in &named.arrays {
             let zero = array.to_f32().iter().all(|g| *g == 0.0);
