@@ -5,12 +5,23 @@
 //! Each output element is summed by one thread in an order that depends on the shape alone: results are the same for any number of
 //! threads.
 //!
-//! What it took (EPYC Zen 3, two threads, N = 8): the weight gradient with sums in registers for a tile and not in memory for a pixel (480
-//! channels, 14x14, 5x5, one thread: 2.4 ms to 1.0); its tasks by rows on large maps, since half of the channels of a row at a time read
-//! memory at 4 GB/s (144 channels, 56x56, 3x3, one thread: 10.3 ms, two threads by rows: 4.6); rows fetched ahead there (the same: 2.6),
-//! which costs up to a fifth where the image is in the cache. Copying rows with their border would be a load and a store for nine products:
-//! tiles at the border leave out what lies outside instead. What is left on large maps is memory: 3x3 on 112x112 and 56x56 moves its bytes
-//! at 40 to 70 % of the copy rate.
+//! Measured, N = 8, ms of forward and both gradients on two threads (EPYC Zen 3; `attn2d bench ops --filter depthwise`, mean of the medians of
+//! two runs), beside PyTorch 2.13 in the same minutes (`benches/peers/torch_bench.py`: the best of NCHW and channels_last, each also with
+//! freed memory kept); when the weight gradient took one row of taps at a time:
+//!
+//! | channels x map | ours | PyTorch | | channels x map | ours | PyTorch |
+//! |---|---|---|---|---|---|---|
+//! | 3x3, 32x112 | 3.26 | 4.84 | | 3x3, 480x14 | 0.72 | 0.96 |
+//! | 3x3 / 2, 96x112 | 9.21 | 8.32 | | 5x5, 480x14 | 1.55 | 4.78 |
+//! | 3x3, 144x56 | 6.70 | 7.48 | | 5x5, 672x14 | 2.10 | 7.09 |
+//! | 5x5 / 2, 144x56 | 4.32 | 8.53 | | 5x5 / 2, 672x14 | 0.71 | 2.62 |
+//! | 5x5, 240x28 | 3.26 | 9.74 | | 5x5, 1152x7 | 0.82 | 3.58 |
+//! | 3x3 / 2, 240x28 | 0.57 | 0.83 | | 3x3, 1152x7 | 0.45 | 0.75 |
+//!
+//! What it took: the weight gradient with sums in registers for a tile and not in memory for a pixel (480x14, 5x5, one thread: 2.4 ms to
+//! 1.0); its tasks by rows on large maps, which read memory in one go; rows fetched ahead there (144x56, 3x3, two threads: 4.6 ms to
+//! 2.4), which costs up to a fifth where the image is in the cache. Tiles at the border leave out what lies outside: copying rows with
+//! their border would be a load and a store for nine products. What is left on large maps is memory.
 
 mod any;
 mod tiles;
