@@ -346,11 +346,11 @@ const MUTATIONS: &[Mutation] = &[
         faulty: "p.kh * row, p.c,",
     },
     Mutation {
-        what: "attention that does not wait for the projections",
+        what: "a tile whose images are all the last one",
         file: "attention_block_f32",
         op: "attention_block",
-        sound: "    __syncthreads();\n    for (; image < end; image++) {",
-        faulty: "    for (; image < end; image++) {",
+        sound: "Head head(at, image, g);",
+        faulty: "Head head(at, end - 1, g);",
     },
     Mutation {
         what: "gradients of k and v that pass the weight of q",
