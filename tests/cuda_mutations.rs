@@ -437,11 +437,11 @@ const MUTATIONS: &[Mutation] = &[
         faulty: "    add_rows<1>(sum, shares, at);\n",
     },
     Mutation {
-        what: "attention that does not wait for the projections",
+        what: "a tile whose images are all the last one",
         file: "attention_block_f32",
         op: "attention_block",
-        sound: "    __syncthreads();\n    for (; image < end; image++) {",
-        faulty: "    for (; image < end; image++) {",
+        sound: "Head head(at, image, g);",
+        faulty: "Head head(at, end - 1, g);",
     },
     Mutation {
         what: "gradients of k and v that pass the weight of q",

@@ -13,6 +13,7 @@ use super::threads::{SharedMut, with_scratch};
 use crate::kernel::CpuArgs;
 use crate::ops::attention_block::AttentionBlockParams as Params;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Numbers of x that the rows of a task aim at.
 const BAND: usize = 64 * 1024;
@@ -74,27 +75,63 @@ fn pack_columns(w: &[f32], c: usize, first: usize, panel: &mut [f32]) {
 }
 
 /// out `[rows, columns]` = start + the products of all sources (A `[rows, k]`, k, B in panels `[k][16]`).
+///
+/// A task has a band of about a hundred rows, because a panel is read anew for each band, and some of the panels. It sums in its
+/// scratch, where the last panel is as wide as the others.
 fn products(
     sources: &[(&[f32], usize, &[f32])],
     columns: usize,
     start: Option<&[f32]>,
     out: &mut [f32],
 ) {
-    let rows = out.len() / columns;
-    let band = rows.div_ceil(4 * rayon::current_num_threads()).clamp(48, 126).next_multiple_of(6);
-    out.par_chunks_mut(band * columns).enumerate().for_each(|(i, out)| {
-        let (first, rows) = (i * band, out.len() / columns);
-        if let Some(start) = start {
-            out.copy_from_slice(&start[first * columns..][..out.len()]);
+    const MOST: usize = 126;
+    let (rows, panels) = (out.len() / columns, columns.div_ceil(COLS));
+    let bands = rows.div_ceil(MOST);
+    let band = rows.div_ceil(bands).next_multiple_of(6);
+    let groups = (4 * rayon::current_num_threads()).div_ceil(bands).min(panels);
+    let group = panels.div_ceil(groups);
+    let out = SharedMut::new(out);
+    (0..bands * groups).into_par_iter().with_max_len(1).for_each(|task| {
+        let (from, first) = (task / groups * band, task % groups * group);
+        let (rows, count) =
+            (band.min(rows.saturating_sub(from)), group.min(panels.saturating_sub(first)));
+        if rows == 0 || count == 0 {
+            return;
         }
-        for j in (0..columns).step_by(COLS) {
-            for (i, &(a, k, panels)) in sources.iter().enumerate() {
-                let (a, panel) = (&a[first * k..][..rows * k], &panels[j * k..][..k * COLS]);
-                let (n, add) = (COLS.min(columns - j), i > 0 || start.is_some());
-                gemm(rows, n, k, 1.0, a, k, 1, panel, COLS, add, &mut out[j..], columns);
+        let width = count * COLS;
+        with_scratch(rows * width, |sums| {
+            sum_panels(sources, from..from + rows, first..first + count, sums);
+            let here = width.min(columns - first * COLS);
+            for (i, sums) in sums.chunks_exact(width).enumerate() {
+                let at = (from + i) * columns + first * COLS;
+                // SAFETY: these columns of these rows are this task's alone.
+                let row = unsafe { out.slice(at, here) };
+                match start {
+                    Some(start) => {
+                        let both = sums.iter().zip(&start[at..at + here]);
+                        row.iter_mut().zip(both).for_each(|(y, (sum, x))| *y = x + sum);
+                    }
+                    None => row.copy_from_slice(&sums[..here]),
+                }
             }
-        }
+        });
     });
+}
+
+/// sums `[rows, panels * 16]` = the products of all sources, for some rows and panels.
+fn sum_panels(
+    sources: &[(&[f32], usize, &[f32])],
+    rows: Range<usize>,
+    panels: Range<usize>,
+    sums: &mut [f32],
+) {
+    let (m, width) = (rows.len(), panels.len() * COLS);
+    for (j, panel) in panels.enumerate() {
+        for (i, &(a, k, packed)) in sources.iter().enumerate() {
+            let (a, b) = (&a[rows.start * k..][..m * k], &packed[panel * k * COLS..][..k * COLS]);
+            gemm(m, COLS, k, 1.0, a, k, 1, b, COLS, i > 0, &mut sums[j * COLS..], width);
+        }
+    }
 }
 
 /// q, k and v of every head, and its attention.
