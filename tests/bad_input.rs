@@ -133,7 +133,7 @@ fn a_model_string_with_a_typo() {
         ("resnet18+gaa@4", "did you mean 'ga'?"),
         ("resnet18+ga@5", "stages are 1 to 4"),
         ("resnet18+ga@4:apend", "did you mean 'append'?"),
-        ("resnet18:steem=small", "unknown option 'steem=small'"),
+        ("resnet18:steem=small", "unknown option of resnet18 'steem=small'"),
     ] {
         fails(dir.path(), &["models", typo], 2, &[typo, hint]);
         fails(dir.path(), &["train", "--device", "cpu", "--model", typo], 2, &[typo, hint]);

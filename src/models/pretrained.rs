@@ -1,7 +1,7 @@
 //! Weights of other programs to start from: prefixes that wrappers put before names, classifiers of other data.
 
 use super::freeze::is_head;
-use super::{Load, Model};
+use super::{Load, Model, timm};
 use crate::error::{Error, Result};
 use crate::nn::{Differences, StateArray, StateDict};
 use std::collections::BTreeMap;
@@ -30,7 +30,8 @@ impl Model {
     /// # Errors
     /// As [`Model::load`], and [`Error::File`] where two names become one without their prefixes.
     pub fn load_pretrained(&self, dict: &StateDict, drop_head: bool) -> Result<Loaded> {
-        let (mut dict, prefixes) = self.without_prefixes(dict)?;
+        let (dict, prefixes) = self.without_prefixes(dict)?;
+        let mut dict = timm::with_torchvision_names(self.spec.backbone.family(), &dict);
         let mut new_head = drop_head.then(|| "left out by --drop-head".to_owned());
         if new_head.is_none() {
             match self.load(&dict, Load::Pretrained { drop_head: false }) {
