@@ -143,7 +143,9 @@ fn squeeze_excite_bwd_gate_f32(@builtin(workgroup_id) group: vec3u, @builtin(num
         let s = first + me % lanes;
         var sum = 0.0;
         if s < p.squeezed {
-            for (var c = me / lanes; c < p.channels; c += GROUP / lanes) { sum += u[at + c] * bwd_w2[c * p.squeezed + s]; }
+            for (var c = me / lanes; c < p.channels; c += GROUP / lanes) {
+                sum += u[at + c] * bwd_w2[c * p.squeezed + s];
+            }
         }
         sum = sum_apart(me, sum, lanes, GROUP / lanes);
         if me < lanes && s < p.squeezed {

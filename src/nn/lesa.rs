@@ -40,7 +40,7 @@ pub struct LesaConfig {
 /// | `bn_similarity` | `3 heads` channels | kinds one after the other, heads within |
 /// | `bn_output` | `2 C` channels | first of `A v`, then of `A r_v` (published: in turns) |
 /// | `unary1.weight`, `unary2.weight`, `bn_unary` | `[C, inputs / groups, 3, 3]`, `[C, C, 1, 1]` | the local term |
-/// | `gate_unary.weight`, `gate_context.weight`, `bn_gate1` | `[C, C, 1, 1]` each | the first layer of the gate, its inputs apart (published: one weight of 2 C columns) |
+/// | `gate_unary.weight`, `gate_context.weight`, `bn_gate1` | `[C, C, 1, 1]` each | first layer of the gate (published: one weight, 2 C columns) |
 /// | `gate.weight`, `bn_gate2` | `[C, C, 1, 1]` | the second layer |
 pub struct Lesa {
     config: LesaConfig,
