@@ -127,7 +127,8 @@ fn squeeze_excite_gate_f32(@builtin(workgroup_id) group: vec3u, @builtin(num_wor
 @group(0) @binding(8) var<storage, read_write> dmean: array<f32>;
 
 @compute @workgroup_size(256)
-fn squeeze_excite_bwd_gate_f32(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) me: u32) {
+fn squeeze_excite_bwd_gate_f32(
+    @builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) me: u32) {
     let image = group.y * groups.x + group.x;
     if image >= p.images { return; }
     let at = image * p.channels;
@@ -143,7 +144,9 @@ fn squeeze_excite_bwd_gate_f32(@builtin(workgroup_id) group: vec3u, @builtin(num
         let s = first + me % lanes;
         var sum = 0.0;
         if s < p.squeezed {
-            for (var c = me / lanes; c < p.channels; c += GROUP / lanes) { sum += u[at + c] * bwd_w2[c * p.squeezed + s]; }
+            for (var c = me / lanes; c < p.channels; c += GROUP / lanes) {
+                sum += u[at + c] * bwd_w2[c * p.squeezed + s];
+            }
         }
         sum = sum_apart(me, sum, lanes, GROUP / lanes);
         if me < lanes && s < p.squeezed {
