@@ -147,8 +147,8 @@ fn lesa_context_fwd_f32(@builtin(workgroup_id) group: vec3u, @builtin(num_workgr
     let image = id / (p.heads * p.pixels);
     var top = -3.0e38;
     for (var j = me; j < p.pixels; j += GROUP) {
-        let from = logit(image, i, j, head);
-        let sum = logits[from] + logits[from + p.heads] + logits[from + 2u * p.heads];
+        let source = logit(image, i, j, head);
+        let sum = logits[source] + logits[source + p.heads] + logits[source + 2u * p.heads];
         numbers[j] = sum;
         top = max(top, sum);
     }
