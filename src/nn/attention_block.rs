@@ -6,7 +6,7 @@ use crate::tensor::Tensor;
 
 /// Attention and the 1x1 convolution behind it, `[N, H, W, C] -> [N, H, W, C]`: `proj(attention(x))`, or that plus x. Owns what
 /// [`Attention`] owns, under the same names, and `proj.weight`. On small maps all of it is the two launches of
-/// [`ops::attention_block`].
+/// [`crate::ops::attention_block()`].
 pub struct AttentionBlock {
     attention: Attention,
     proj: Conv,
