@@ -1,8 +1,8 @@
 // Position tables of attention, packed in one buffer: rel_h [rows, G d], rel_w [columns, G d], bias [G, rows, columns], absent ones
 // taking no place. Put after the parameter block, which the file names Params, and its table_rows and table_columns.
 
-// Parts of the packed tables start at multiples of 64 numbers.
-DEVICE u32 aligned(u32 n) { return (n + 63) / 64 * 64; }
+// Parts of the packed tables start at multiples of 128 numbers (`ALIGN`).
+DEVICE u32 aligned(u32 n) { return (n + 127) / 128 * 128; }
 DEVICE u32 rel_w_start(const Params &p) { return aligned(p.has_rel_h * table_rows(p) * p.g * p.d); }
 DEVICE u32 bias_start(const Params &p) { return rel_w_start(p) + aligned(p.has_rel_w * table_columns(p) * p.g * p.d); }
 

@@ -157,9 +157,9 @@ fn table_four(i: u32) -> vec4f {
     return vec4f(tables[i], tables[i + 1u], tables[i + 2u], tables[i + 3u]);
 }
 
-// Where rel_w starts: parts of the packed tables start at multiples of 64 numbers.
+// Where rel_w starts: parts of the packed tables start at multiples of 128 numbers (`ALIGN`).
 fn rel_w_start() -> u32 {
-    return (p.has_rel_h * (2u * p.h - 1u) * padded_depth() + 63u) / 64u * 64u;
+    return (p.has_rel_h * (2u * p.h - 1u) * padded_depth() + 127u) / 128u * 128u;
 }
 
 // q . rel_h for each map row and then q . rel_w for each map column of the keys, 64 queries each, into memory. An axis without table

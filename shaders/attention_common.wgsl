@@ -50,9 +50,9 @@ fn place_of(i: u32) -> Place {
     return place(i / tokens / p.g, i / tokens % p.g, i % tokens);
 }
 
-// Parts of the packed tables start at multiples of 64 numbers.
+// Parts of the packed tables start at multiples of 128 numbers (`ALIGN`).
 fn aligned(n: u32) -> u32 {
-    return (n + 63u) / 64u * 64u;
+    return (n + 127u) / 128u * 128u;
 }
 
 fn rel_w_start() -> u32 {

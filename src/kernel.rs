@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 use bytemuck::Pod;
 use std::cell::Cell;
-#[cfg(any(feature = "cuda", feature = "cuda-emu"))]
+#[cfg(any(feature = "cuda", feature = "cuda-emu", feature = "wgpu"))]
 use std::{
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
@@ -190,7 +190,7 @@ impl Kernel {
     /// [`Error::Device`] where the device refuses (out of memory, lost, a kernel that does not compile).
     pub fn launch<P: Pod>(&'static self, params: &P, bindings: &[&Tensor]) -> Result<()> {
         let (device, stored) = self.check(bindings)?;
-        if stored.is_half() && !device.caps().half {
+        if stored.is_half() && !device.caps().half.contains(&stored) {
             let (name, stored) = (self.name, stored.suffix());
             let message = format!(
                 "{name}: this device has no {stored} kernels; use f32, the cpu, or a CUDA GPU of compute capability 8.0 or more"
@@ -289,7 +289,7 @@ impl Kernel {
 }
 
 /// `entry`, which ends in `_f32`, for another type of storage.
-#[cfg(any(feature = "cuda", feature = "cuda-emu"))]
+#[cfg(any(feature = "cuda", feature = "cuda-emu", feature = "wgpu"))]
 pub(crate) fn entry_for(entry: &'static str, stored: DType) -> &'static str {
     static NAMES: Mutex<BTreeMap<(&str, &str), &str>> = Mutex::new(BTreeMap::new());
     if stored == DType::F32 {

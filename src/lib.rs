@@ -62,7 +62,7 @@
 //!
 //! # fn main() -> attn2d::Result<()> {
 //! let device = Device::new("cpu")?;
-//! assert!(device.caps().half);
+//! assert!(device.caps().half.contains(&DType::BF16));
 //! // From numbers on the host, each rounded to the nearest bf16; Tensor::uninit is for what a kernel is to fill.
 //! let x = Tensor::from_f32_as(&device, &[1, 2], DType::BF16, &[1.0, 0.3])?;
 //! assert_eq!(x.to_f32()?, [1.0, 0.30078125]);

@@ -88,7 +88,7 @@ impl CpuBackend {
             max_invocations: 1,
             subgroup: None,
             f16: false,
-            half: true,
+            half: &[DType::F16, DType::BF16],
             max_binding: u64::MAX,
             timestamps: true,
         };

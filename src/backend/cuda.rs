@@ -161,7 +161,7 @@ impl CudaBackend {
             max_invocations: threads as u32,
             subgroup: Some((32, 32)),
             f16: true,
-            half: capability >= 80,
+            half: if capability >= 80 { &[DType::F16, DType::BF16] } else { &[] },
             max_binding: memory as u64,
             timestamps: true,
         };

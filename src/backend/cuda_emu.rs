@@ -155,7 +155,7 @@ impl EmulatedBackend {
             max_invocations: 1024,
             subgroup: Some((32, 32)),
             f16: true,
-            half: true,
+            half: &[DType::F16, DType::BF16],
             max_binding: u64::MAX,
             timestamps: true,
         };

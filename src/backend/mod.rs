@@ -18,6 +18,8 @@ mod recorded;
 mod select;
 #[cfg(feature = "wgpu")]
 pub(crate) mod wgpu;
+#[cfg(feature = "wgpu")]
+mod wgsl_half;
 
 pub use notice::{Notice, on_notice};
 pub use select::{DeviceReport, device_reports};
@@ -54,8 +56,8 @@ pub struct Caps {
     pub subgroup: Option<(u32, u32)>,
     /// Whether kernels may compute with 16-bit floats.
     pub f16: bool,
-    /// Whether kernels take tensors stored in half precision (f16 and bf16).
-    pub half: bool,
+    /// The 16-bit types that kernels take tensors in: f16 and bf16, f16 alone, or none.
+    pub half: &'static [DType],
     /// Bytes that one kernel binding may span.
     pub max_binding: u64,
     /// Whether [`Device::take_profile`] gives device-side times.

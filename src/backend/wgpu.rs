@@ -5,9 +5,10 @@
 //! memory can be handed out again while earlier commands still wait.
 
 use super::pool::{Pool, size_class};
-use super::{Backend, Buffer, Caps, KernelTime, Slot};
+use super::{Backend, Buffer, Caps, KernelTime, Slot, wgsl_half};
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Kernel};
+use crate::kernel::{Access, Element, Kernel, entry_for};
+use crate::tensor::DType;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,7 +30,7 @@ pub(crate) struct WgpuBackend {
 }
 
 struct State {
-    pipelines: HashMap<(*const u8, &'static str), Arc<Pipeline>>,
+    pipelines: HashMap<(*const u8, &'static str, DType), Arc<Pipeline>>,
     pending: Vec<Command>,
     arena: wgpu::Buffer,
     params: Vec<u8>,
@@ -155,6 +156,7 @@ impl WgpuBackend {
                 note(&report, format!("the device was lost: {message}; start again, on a smaller batch if it ran out of memory"));
             }
         });
+        let f16 = features.contains(wgpu::Features::SHADER_F16);
         let caps = Caps {
             name: name.into(),
             adapter: format!(
@@ -167,8 +169,8 @@ impl WgpuBackend {
             subgroup: features
                 .contains(wgpu::Features::SUBGROUP)
                 .then_some((info.subgroup_min_size, info.subgroup_max_size)),
-            half: false,
-            f16: features.contains(wgpu::Features::SHADER_F16),
+            half: if f16 { &[DType::F16] } else { &[] },
+            f16,
             max_binding: limits.max_storage_buffer_binding_size,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         };
@@ -234,13 +236,15 @@ impl WgpuBackend {
         state: &mut State,
         kernel: &'static Kernel,
         entry: &'static str,
+        stored: DType,
     ) -> Result<Arc<Pipeline>> {
-        let key = (kernel.wgsl.as_ptr(), entry);
+        let key = (kernel.wgsl.as_ptr(), entry, stored);
         if let Some(found) = state.pipelines.get(&key) {
             return Ok(found.clone());
         }
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let text = concat_source(kernel.wgsl);
+        let text = if stored == DType::F16 { wgsl_half::in_f16(kernel, &text) } else { text };
         let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(entry),
             source: wgpu::ShaderSource::Wgsl(text.into()),
@@ -267,6 +271,7 @@ impl WgpuBackend {
             cache: None,
         });
         if let Some(e) = pollster::block_on(scope.pop()) {
+            let entry = entry_for(entry, stored);
             return Err(self.error(format!("kernel {entry} does not compile: {e}")));
         }
         let made = Arc::new(Pipeline { pipeline, layout });
@@ -470,16 +475,39 @@ impl Backend for WgpuBackend {
     fn write(&self, dst: &Buffer, offset: usize, data: &[u8]) -> Result<()> {
         // The queue writes before the next submission: what is pending must not see the new bytes.
         self.flush(&mut self.state())?;
-        self.queue.write_buffer(raw(dst), offset as u64, data);
+        let (words, end) = data.split_at(data.len() / 4 * 4);
+        if !words.is_empty() {
+            self.queue.write_buffer(raw(dst), offset as u64, words);
+        }
+        if !end.is_empty() {
+            // Half of the last word: what stands in the other half stays.
+            let at = (offset + words.len()) as u64;
+            let mut word = [0; 4];
+            self.download(raw(dst), at, &mut word)?;
+            word[..end.len()].copy_from_slice(end);
+            self.queue.write_buffer(raw(dst), at, &word);
+        }
         self.healthy()
     }
 
     fn read(&self, src: &Buffer, offset: usize, out: &mut [u8]) -> Result<()> {
         self.flush(&mut self.state())?;
-        self.download(raw(src), offset as u64, out)
+        if out.len().is_multiple_of(4) {
+            return self.download(raw(src), offset as u64, out);
+        }
+        let mut words = vec![0; out.len().next_multiple_of(4)];
+        self.download(raw(src), offset as u64, &mut words)?;
+        out.copy_from_slice(&words[..out.len()]);
+        Ok(())
     }
 
     fn copy(&self, src: &Buffer, from: usize, dst: &Buffer, to: usize, bytes: usize) -> Result<()> {
+        if [from, to, bytes].iter().any(|n| !n.is_multiple_of(4)) {
+            // The queue copies whole words; an odd number of f16 goes by way of the host.
+            let mut data = vec![0; (from % 4 + bytes).next_multiple_of(4)];
+            self.read(src, from / 4 * 4, &mut data)?;
+            return self.write(dst, to, &data[from % 4..from % 4 + bytes]);
+        }
         let mut state = self.state();
         state.pending.push(Command::Copy {
             src: raw(src).clone(),
@@ -494,8 +522,11 @@ impl Backend for WgpuBackend {
     fn launch(&self, kernel: &'static Kernel, params: &[u8], slots: &[Slot<'_>]) -> Result<()> {
         let plan = (kernel.plan)(params, &self.caps);
         let mut state = self.state();
+        let stored = slots.iter().zip(kernel.bindings).find(|(_, b)| b.2 == Element::Stored);
+        let stored = stored.map_or(DType::F32, |(slot, _)| slot.dtype);
         let entry = kernel.entry_of(plan.entry);
-        let pipeline = self.pipeline(&mut state, kernel, entry)?;
+        let pipeline = self.pipeline(&mut state, kernel, entry, stored)?;
+        let entry = entry_for(entry, stored);
         let at = state.params.len();
         state.params.extend_from_slice(params);
         state.params.resize(at + params.len().next_multiple_of(PARAM_ALIGN), 0);
@@ -513,7 +544,8 @@ impl Backend for WgpuBackend {
         for (i, slot) in slots.iter().enumerate() {
             entries.push(wgpu::BindGroupEntry {
                 binding: i as u32 + 1,
-                resource: binding(raw(slot.buffer), slot.offset, slot.bytes),
+                // An odd number of f16 ends inside a word, which belongs to the tensor.
+                resource: binding(raw(slot.buffer), slot.offset, slot.bytes.next_multiple_of(4)),
             });
         }
         let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {

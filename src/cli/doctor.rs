@@ -75,7 +75,9 @@ fn describe(out: &mut String, report: &DeviceReport) {
 
 fn limits(caps: &Caps) -> String {
     let yes = |on: bool| if on { "yes" } else { "no" };
-    let half = format!("kernels in half precision (f16, bf16) {}", yes(caps.half));
+    let half: Vec<_> = caps.half.iter().map(|dtype| dtype.suffix()).collect();
+    let half = if half.is_empty() { "none".into() } else { half.join(", ") };
+    let half = format!("16-bit tensors {half}");
     if caps.max_invocations == 1 {
         return format!("the reference of every other device, {half}, by way of f32");
     }

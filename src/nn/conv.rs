@@ -92,7 +92,11 @@ impl Module for Conv {
         };
         let Conv2d { stride, padding, groups, .. } = self.opt;
         let output = [side(0, kh, padding.0, stride.0), side(1, kw, padding.1, stride.1), o];
-        let name = if groups > 1 { "depthwise" } else { "conv" };
+        let name = match (groups, per_group) {
+            (1, _) => "conv",
+            (_, 1) => "depthwise",
+            _ => "grouped conv",
+        };
         let step = if stride.0 > 1 { format!(" /{}", stride.0) } else { String::new() };
         let parameters = self.weight.numel() + self.bias.as_ref().map_or(0, Tensor::numel);
         let flop = 2.0 * product(&output) * product(&[kh, kw, per_group]);

@@ -1,6 +1,6 @@
 //! Locally enhanced self-attention (LESA, Yang et al. 2021): attention over the whole map beside a convolution, and a gate between them.
 
-use super::{BatchNorm, Conv, Init, Mode, Module, Slot, join, parameter};
+use super::{BatchNorm, Conv, Init, Layer, Mode, Module, Slot, join, parameter, product};
 use crate::DType;
 use crate::error::{Error, Result};
 use crate::ops::case::Layout;
@@ -40,7 +40,7 @@ pub struct LesaConfig {
 /// | `bn_similarity` | `3 heads` channels | kinds one after the other, heads within |
 /// | `bn_output` | `2 C` channels | first of `A v`, then of `A r_v` (published: in turns) |
 /// | `unary1.weight`, `unary2.weight`, `bn_unary` | `[C, inputs / groups, 3, 3]`, `[C, C, 1, 1]` | the local term |
-/// | `gate_unary.weight`, `gate_context.weight`, `bn_gate1` | `[C, C, 1, 1]` each | first layer of the gate (published: one weight, 2 C columns) |
+/// | `gate_unary.weight`, `gate_context.weight`, `bn_gate1` | `[C, C, 1, 1]` each | the gate's first layer (published: one weight) |
 /// | `gate.weight`, `bn_gate2` | `[C, C, 1, 1]` | the second layer |
 pub struct Lesa {
     config: LesaConfig,
@@ -152,6 +152,28 @@ impl Module for Lesa {
         let hidden = self.bn_gate1.forward(&ops::add(&from_unary, &from_context)?, mode)?;
         let gate = self.bn_gate2.forward(&self.gate.forward(&hidden, mode)?, mode)?;
         ops::add(&unary, &ops::mul(&ops::sigmoid(&gate)?, &context)?)
+    }
+
+    fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
+        let LesaConfig { channels: c, heads, map: (h, w), .. } = self.config;
+        let l = h * w;
+        let qkv = self.qkv.describe(&join(prefix, "qkv"), input, rows);
+        self.bn_qkv.describe(&join(prefix, "bn_qkv"), &qkv, rows);
+        // Logits are two products of queries and one of keys with C / 2 channels, sums are two of C.
+        let pairs = product(&[heads, l, l]);
+        let parameters =
+            self.relative.numel() + self.bn_similarity.parameters() + self.bn_output.parameters();
+        let kind = format!("global attention, {heads} heads, norms");
+        let attention = Layer { pairs, ..Layer::new(prefix, kind, &[h, w, c], parameters) };
+        rows.push(attention.with_flop(7.0 * product(&[l, l, c])));
+        let y = self.unary[0].describe(&join(prefix, "unary1"), input, rows);
+        let y = self.unary[1].describe(&join(prefix, "unary2"), &y, rows);
+        let y = self.bn_unary.describe(&join(prefix, "bn_unary"), &y, rows);
+        self.gate_unary.describe(&join(prefix, "gate_unary"), &y, rows);
+        self.gate_context.describe(&join(prefix, "gate_context"), &y, rows);
+        self.bn_gate1.describe(&join(prefix, "bn_gate1"), &y, rows);
+        self.gate.describe(&join(prefix, "gate"), &y, rows);
+        self.bn_gate2.describe(&join(prefix, "bn_gate2"), &y, rows)
     }
 
     fn visit(&mut self, prefix: &str, f: &mut dyn FnMut(Slot<'_>)) {

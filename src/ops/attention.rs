@@ -159,7 +159,7 @@ pub(crate) struct Passes {
     pub tables: &'static Kernel,
     /// These sums -> the packed tables' gradients.
     pub tables_sum: &'static Kernel,
-    /// Whether a GPU in half precision sums by axis where there is no bias: `[pieces, G, rows + columns, d]`, the lines of
+    /// Whether CUDA in half precision sums by axis where there is no bias: `[pieces, G, rows + columns, d]`, the lines of
     /// absent tables left out.
     pub by_axis: bool,
 }
@@ -167,7 +167,7 @@ pub(crate) struct Passes {
 impl Passes {
     /// Whether the tables' gradients of this problem are summed by axis.
     pub(crate) fn by_axis(&self, q: &Tensor, layout: &TableLayout) -> bool {
-        self.by_axis && q.dtype().is_half() && !one_walk(q) && layout.any() && !layout.has[2]
+        self.by_axis && on_tensor_cores(q) && layout.any() && !layout.has[2]
     }
 }
 
@@ -194,6 +194,11 @@ pub(crate) fn padded(x: &Tensor, d: usize) -> usize {
 /// Elements from one of q's gradients to the next in the packed gradients: `rows` tokens of heads of d numbers.
 pub(crate) fn part(rows: usize, d: usize) -> usize {
     (rows * d).next_multiple_of(ALIGN)
+}
+
+/// Whether kernels for tensor cores take x: those of CUDA in half precision.
+pub(crate) fn on_tensor_cores(x: &Tensor) -> bool {
+    x.dtype().is_half() && x.device().name().starts_with("cuda")
 }
 
 /// Whether the device has no workgroups and so walks over a head once for all gradients (the CPU).

@@ -420,7 +420,7 @@ pub(super) fn check(
     let rows = x.numel() / channels;
     if opt.training && rows == 1 {
         let message = format!(
-            "training needs more than one value a channel, but {name_x} is {:?}; use a larger batch or training: false",
+            "training needs more than one value a channel, but {name_x} is {:?}; use a larger batch or image, or evaluation mode",
             x.shape()
         );
         return Err(Error::shape(op, message));

@@ -1,9 +1,9 @@
 //! Conformance cases: how an op is tried, on any device, against a plain f64 reference or an expected output in a file.
 
-use crate::Device;
 use crate::error::{Error, Result};
 use crate::tensor::philox::Philox;
 use crate::tensor::{DType, Tensor, narrow, widen};
+use crate::{Caps, Device};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -162,6 +162,8 @@ pub struct Case {
     pub gradcheck: bool,
     /// Whether any are wanted: an op may go another way where none are.
     pub gradients: bool,
+    /// Which devices can run it.
+    pub able: fn(&Caps) -> bool,
 }
 
 /// An input of a case.
@@ -197,6 +199,7 @@ impl Case {
             atol: 1e-5,
             gradcheck: true,
             gradients: true,
+            able: |_| true,
         }
     }
 
@@ -234,6 +237,11 @@ impl Case {
     /// For shapes too large for finite differences: gradients are compared with the CPU's.
     pub fn no_gradcheck(self) -> Self {
         Self { gradcheck: false, ..self }
+    }
+
+    /// For what only some devices have; the others do not count the case.
+    pub fn only_where(self, able: fn(&Caps) -> bool) -> Self {
+        Self { able, ..self }
     }
 
     /// For what an op does where no gradient is wanted.

@@ -8,7 +8,9 @@
 //! 2022, "FlashAttention"): scores live in tiles, forward keeps the output and the log-sum-exp, backward makes the scores
 //! again. Memory beside inputs and outputs grows with H W C, never with (H W)^2.
 
-use super::attention::{Passes, Problem, TableLayout, attend, check, one_walk, padded, part};
+use super::attention::{
+    Passes, Problem, TableLayout, attend, check, on_tensor_cores, padded, part,
+};
 use crate::cpu::global_attention as cpu;
 use crate::error::{Error, Result};
 use crate::kernel::{Access, F32, Kernel, Plan, Stored, params};
@@ -204,7 +206,7 @@ pub(super) static PASSES: Passes = Passes {
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where q, k and v differ, a table does not fit the map or is not f32, or a head in half precision is wider
-/// than 128 on a GPU; [`crate::Error::Device`] when
+/// than 128 in CUDA; [`crate::Error::Device`] when
 /// memory runs out.
 pub fn global_attention(
     q: &Tensor,
@@ -234,9 +236,9 @@ impl GlobalAttention<'_> {
         let [_, h, w, _, d] = sizes;
         let tables = [self.rel_h, self.rel_w, self.bias];
         check(OP, [q, k, v], tables, &self.layout(sizes), &format!("a {h}x{w} map"))?;
-        if d > MAX_HALF_WIDTH && q.dtype().is_half() && !one_walk(q) {
+        if d > MAX_HALF_WIDTH && on_tensor_cores(q) {
             let message = format!(
-                "a head may have up to {MAX_HALF_WIDTH} channels in {} on a GPU, but q has {d}; take more heads, or f32",
+                "a head may have up to {MAX_HALF_WIDTH} channels in {} in CUDA, but q has {d}; take more heads, or f32",
                 q.dtype().suffix()
             );
             return Err(Error::shape(OP, message));

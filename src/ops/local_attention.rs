@@ -10,7 +10,9 @@
 //! what the window sees outside the map ([`Border`]). No window is ever copied out: memory beside inputs and outputs is one
 //! log-sum-exp a query and head, in backward two numbers, whatever the window.
 
-use super::attention::{Passes, Problem, TableLayout, attend, check, padded, part};
+use super::attention::{
+    Passes, Problem, TableLayout, attend, check, on_tensor_cores, padded, part,
+};
 use crate::cpu::local_attention as cpu;
 use crate::error::{Error, Result};
 use crate::kernel::{Access, F32, Kernel, Plan, Stored, params};
@@ -273,7 +275,7 @@ impl LocalAttention<'_> {
             zero_border: (self.border == Border::Zero) as u32,
             by_row: 0,
         };
-        if q.dtype().is_half() {
+        if on_tensor_cores(q) {
             cuda::sum_by_row(&mut params);
         }
         Ok(Problem { params, d, layout, pieces: params.pieces as usize, part })

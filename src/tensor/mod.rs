@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Names a tensor for as long as the process lives; later tensors have greater ids, which is the tape's order.
 pub(crate) type Id = u64;
 
-/// Views into a flat buffer start at multiples of this many elements (WebGPU binds at multiples of 256 bytes).
-pub const ALIGN: usize = 64;
+/// Views into a flat buffer start at multiples of this many elements: WebGPU binds at multiples of 256 bytes, and numbers may have 2.
+pub const ALIGN: usize = 128;
 
 /// A contiguous tensor on a [`Device`]; cheap to clone.
 #[derive(Clone)]

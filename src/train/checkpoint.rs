@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::loss_scale::LossScale;
-use crate::config::Precision;
+use crate::config::{Config, Precision};
 use crate::{Error, Result};
 
 /// The newest checkpoint of a run.
@@ -200,10 +200,25 @@ impl State {
     }
 }
 
-/// The file of weights that a checkpoint stands for: the average, where it has one and `raw` does not ask for the last step's.
-pub fn weights(dir: &Path, raw: bool) -> PathBuf {
+/// The file of weights that a checkpoint stands for: the average, where its run has one and `raw` does not ask for the last step's.
+///
+/// Errors: `File` where the average should be there and is not; those of its config.
+pub fn weights(dir: &Path, raw: bool) -> Result<PathBuf> {
     let average = dir.join(EMA);
-    if !raw && average.exists() { average } else { dir.join(MODEL) }
+    if raw {
+        return Ok(dir.join(MODEL));
+    }
+    if average.exists() {
+        return Ok(average);
+    }
+    let ema = Config::load(&dir.join(CONFIG))?.train.ema;
+    if ema > 0.0 {
+        let message = format!(
+            "is missing, although the run averages its weights (train.ema = {ema}); --raw-weights takes {MODEL} instead"
+        );
+        return Err(Error::file(&average, message));
+    }
+    Ok(dir.join(MODEL))
 }
 
 /// Saves `files` (name and content) as the checkpoint directory `dir`, whole or not at all.

@@ -269,6 +269,23 @@ fn cut_steps(path: &Path, step: u64) -> Result<()> {
     if kept.len() == text.len() { Ok(()) } else { replace(path, kept.as_bytes()) }
 }
 
+/// Refuses, before any work, an `--out` that no file can be written to.
+///
+/// Errors: `Usage` for a folder, and for a file in a folder that does not exist.
+pub fn check_output(out: &Path) -> Result<()> {
+    if out.is_dir() {
+        let message = format!("--out {}: is a folder; name a file in it", out.display());
+        return Err(Error::usage(message));
+    }
+    match out.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+        Some(folder) => {
+            let (out, folder) = (out.display(), folder.display());
+            Err(Error::usage(format!("--out {out}: there is no folder {folder}; make it first")))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Replaces a file in one step: whoever looks sees the old content or the new.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();

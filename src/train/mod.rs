@@ -63,6 +63,8 @@ pub struct Summary {
     pub dir: PathBuf,
     /// Epochs that the run was to have.
     pub epochs: usize,
+    /// Optimiser steps after which it was to stop; 0 for none.
+    pub max_steps: u64,
     /// Epoch (from 1) of the best checkpoint.
     pub best_epoch: u64,
     /// Learned numbers of the model.
@@ -211,6 +213,7 @@ fn finish(
     let summary = Summary {
         dir: dir.to_path_buf(),
         epochs: config.train.epochs,
+        max_steps: config.train.max_steps,
         best_epoch: best.map_or(0, |b| b.epoch),
         parameters: session.parameters(),
         parts,
@@ -231,8 +234,8 @@ impl Summary {
         progress.line("  curves.svg, confusion_*.svg   pictures");
         progress.line("  metrics.csv, summary.json     numbers");
         progress.line("  predictions_*.csv             every image");
-        let weights = checkpoint::weights(&self.dir.join(checkpoint::BEST), false);
-        let weights = match weights.ends_with(checkpoint::EMA) {
+        let averaged = self.dir.join(checkpoint::BEST).join(checkpoint::EMA).exists();
+        let weights = match averaged {
             true => "  best/ema.safetensors          averaged weights, with torchvision's names",
             false => "  best/model.safetensors        weights, with torchvision's names",
         };
@@ -246,8 +249,9 @@ impl Summary {
             "  take it elsewhere    {program} export --checkpoint {dir} --out model.safetensors"
         ));
         progress.line(&format!(
-            "  train on             {program} train --resume {dir} --epochs {}",
-            self.epochs + 5
+            "  train on             {program} train --resume {dir} --epochs {}{}",
+            self.epochs + 5,
+            if self.max_steps > 0 { " --max-steps 0" } else { "" }
         ));
         progress.line(&format!("  see the curves       tensorboard --logdir {dir}"));
     }

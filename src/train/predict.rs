@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::evaluate;
-use super::log::replace;
+use super::log::{check_output, replace};
 use super::metrics::Predictions;
 use super::progress::Progress;
 use super::session::open_device;
@@ -70,6 +70,9 @@ impl Predict {
             return Err(Error::usage("--batch-size 0: expected at least 1"));
         }
         let paths = self.paths()?;
+        if let Some(out) = &self.out {
+            check_output(out)?;
+        }
         let trained = Trained::open(&self.checkpoint, self.raw_weights)?;
         let precision = self.precision.or(trained.precision).unwrap_or_default();
         let device = open_device(&self.device, precision)?;
@@ -83,6 +86,9 @@ impl Predict {
                 let x = Tensor::from_f32(&device, &shape, images)?;
                 table.add(&model, &evaluate::logits(&model, &x, precision)?, paths)
             })?;
+        if done.images == 0 {
+            return Ok(done); // a table without rows is not worth the file that it would replace
+        }
         let bytes = table.finish()?;
         match &self.out {
             Some(out) => replace(out, &bytes)?,

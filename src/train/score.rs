@@ -89,7 +89,7 @@ impl Score {
         let (part, items) = self.items(&dataset, &run.join(run_dir::SPLIT))?;
         let size = (config.data.img_size, config.data.img_size);
         let model = Model::build(&spec, state.classes.len(), size, &device, config.train.seed)?;
-        let weights = checkpoint::weights(&checkpoint, self.raw_weights);
+        let weights = checkpoint::weights(&checkpoint, self.raw_weights)?;
         model.load(&safetensors::read(&weights)?, Load::Exact)?;
         let loader = images::eval_loader(config, &dataset, items, (state.mean, state.std))?;
         progress.line(&format!("model     {spec} from {}", weights.display()));

@@ -58,7 +58,7 @@ pub(super) struct Parts {
 pub(super) fn open_device(name: &str, precision: Precision) -> Result<Device> {
     let device = Device::new(name)?;
     let dtype = precision.dtype();
-    if dtype.is_half() && !device.caps().half {
+    if dtype.is_half() && !device.caps().half.contains(&dtype) {
         return Err(Error::usage(format!(
             "--precision {}: {} ({}) has no kernels for it; use --precision f32, or --device cpu or a CUDA GPU of compute capability 8.0 or more",
             dtype.suffix(),
@@ -417,7 +417,7 @@ impl Session {
     /// Scores the best checkpoint on every part but the training part.
     pub(super) fn score_best(&mut self) -> Result<Vec<PartMetrics>> {
         let best = self.dir.join(checkpoint::BEST);
-        let weights = safetensors::read(checkpoint::weights(&best, false))?;
+        let weights = safetensors::read(checkpoint::weights(&best, false)?)?;
         self.model.load(&weights, Load::Exact)?;
         let mut all = Vec::new();
         for part in [Part::Val, Part::Test, Part::IdTest] {

@@ -62,7 +62,7 @@ impl Trained {
             mean: state.mean,
             std: state.std,
             precision: Some(config.train.precision),
-            weights: safetensors::read(checkpoint::weights(&dir, raw))?,
+            weights: safetensors::read(checkpoint::weights(&dir, raw)?)?,
         })
     }
 

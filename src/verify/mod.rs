@@ -119,11 +119,13 @@ pub fn run_ops(
     let wanted = |spec: &&OpSpec| !options.no_builtin && only.is_none_or(|op| op == spec.name);
     for precision in precisions(&options.precision)? {
         // A device without 16-bit kernels has nothing to try then; the table says so by a dash.
-        let able = |d: &&Device| precision == DType::F32 || d.caps().half;
+        let able = |d: &&Device| precision == DType::F32 || d.caps().half.contains(&precision);
         let devices: Vec<Device> = devices.iter().filter(able).cloned().collect();
         for spec in ops.iter().copied().filter(wanted).filter(|spec| spec.has(precision)) {
             progress(spec.name);
             for case in (spec.cases)() {
+                let able = |d: &&Device| (case.able)(d.caps());
+                let devices: Vec<Device> = devices.iter().filter(able).cloned().collect();
                 match Trial::built_in(spec, &case, precision) {
                     Ok(trial) => try_on(&devices, &Subject::Op(trial), &mut outcome),
                     Err(e) => outcome.records.push(broken(spec.name, &case.label, &e)),

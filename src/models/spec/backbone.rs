@@ -131,10 +131,13 @@ impl Backbone {
         NAMES.iter().find(|row| row.0 == self).map_or(&[], |row| row.2)
     }
 
-    /// The backbone of a name or alias. timm's names may end in the tag of a set of weights (`.augreg_in21k`), which says
-    /// nothing of the net.
+    /// The backbone of a name or alias. timm's names may end in the tag of a set of weights, which names the images that it has seen
+    /// (`.augreg_in21k`) and says nothing of the net.
     pub fn find(name: &str) -> Option<Self> {
-        let name = name.split('.').next().unwrap_or(name);
+        let weights =
+            |tag: &str| ["in1k", "in12k", "in21k", "in22k"].iter().any(|set| tag.ends_with(set));
+        let name =
+            name.split_once('.').filter(|(_, tag)| weights(tag)).map_or(name, |(net, _)| net);
         NAMES.iter().find(|row| row.1 == name || row.2.contains(&name)).map(|row| row.0)
     }
 

@@ -21,7 +21,7 @@
 //! | `stem=small` | a 3x3 stem at stride 1 without pooling, for images of 28 or 32 pixels (ResNet) | `stem=large` |
 //! | `depth=2`, `heads=2`, `patch=8` | layers, heads in each, pixels of a patch's side (ViT) | `depth=12`, `heads=3`, 6, 12, `patch=16` |
 //! | `dropout=0.1` | dropout: before the classifier; in a ViT after each sublayer, as torchvision's `dropout` | 0; EfficientNet 0.2, 0.2, 0.3 |
-//! | `stochastic_depth=0.1` | of the deepest block, growing in proportion to depth (EfficientNet, ViT) | EfficientNet 0.2, ViT 0 |
+//! | `stochastic_depth=0.1` | p: residual branch l of L is left out with probability p l / L (EfficientNet) or p l / (L - 1) (ViT), l from 0 | EfficientNet 0.2, ViT 0 |
 //!
 //! | variant | what a query sees | the layer |
 //! |---|---|---|
@@ -85,7 +85,7 @@ pub struct Spec {
     pub patch: usize,
     /// Probability of dropout.
     pub dropout: f32,
-    /// Probability of leaving out the deepest residual branch.
+    /// Probability of leaving out a residual branch beyond the deepest (EfficientNet), or the deepest (ViT); others in proportion to depth.
     pub stochastic_depth: f32,
     /// Attention in chosen blocks; no block is named twice.
     pub attention: Vec<AttentionSpec>,

@@ -31,6 +31,9 @@ impl FromStr for Spec {
     }
 }
 
+/// Four times the width of the widest net of its kind in use, and of few enough parameters to be counted anywhere.
+const MOST_WIDTH: usize = 1024;
+
 impl Spec {
     fn set_option(&mut self, option: &str) -> Result<(), String> {
         let family = self.backbone.family();
@@ -48,15 +51,19 @@ impl Spec {
                 return Err(unknown("stem", other, &["large", "small"]));
             }
             (("depth", n), Family::ViT) => self.depth = count(n, "depth", 48)?,
-            (("heads", n), Family::ViT) => self.heads = Some(count(n, "heads", 64)?),
+            (("heads", n), Family::ViT) => {
+                self.heads = Some(count(n, "heads", 64)?).filter(|n| *n != self.backbone.heads());
+            }
             (("patch", n), Family::ViT) => self.patch = count(n, "patch", 64)?,
             (("dropout", p), _) => self.dropout = probability("dropout", p)?,
             (("stochastic_depth", p), Family::EfficientNet | Family::ViT) => {
                 self.stochastic_depth = probability("stochastic_depth", p)?;
             }
             _ => match option.strip_prefix('w').and_then(number) {
-                Some(width) if (1..=2048).contains(&width) => self.width = width,
-                Some(_) => return Err("the width must be 1 to 2048".into()),
+                Some(width) if (1..=MOST_WIDTH).contains(&width) => self.width = width,
+                Some(width) => {
+                    return Err(format!("the width is {width}; it must be 1 to {MOST_WIDTH}"));
+                }
                 None => {
                     let what = format!("option of {}", self.backbone.name());
                     return Err(unknown(&what, option, known_options(family)));
