@@ -52,7 +52,7 @@
 //! # Precision
 //!
 //! Every op but the optimiser's steps takes activations in `f16` and `bf16` too, on the CUDA devices and on the CPU (which widens them to
-//! `f32` and rounds what it writes); `wgpu` has `f32` alone. Sums, norms, softmax and losses are computed in `f32` whatever
+//! `f32` and rounds what it writes); `wgpu` has `f16` where the adapter does. Sums, norms, softmax and losses are computed in `f32` whatever
 //! the storage. Matrix weights are stored as the activations are; biases, weights of norms, statistics, position tables, and the
 //! gradients of all parameters are `f32`. So parameters stay in `f32`, and [`ops::cast`] makes the copies that a step
 //! computes with; the layers of [`nn`] do that by themselves, so a model given half-precision images runs in half precision.

@@ -114,8 +114,8 @@ fn what_no_run_can_have_is_refused_before_anything_is_written() {
         fails(dir.path(), words, 2, &[expected]);
     }
     if ::attn2d::Device::new("wgpu").is_ok() {
-        let words = ["train", "--device", "wgpu", "--precision", "f16", "--set", small];
-        fails(dir.path(), &words, 2, &["--precision f16: wgpu", "use --precision f32"]);
+        let words = ["train", "--device", "wgpu", "--precision", "bf16", "--set", small];
+        fails(dir.path(), &words, 2, &["--precision bf16: wgpu", "use --precision f32"]);
     }
     let left = std::fs::read_dir(dir.path()).expect("read").count();
     assert_eq!(left, 0, "nothing is left behind by a run that could not begin");
