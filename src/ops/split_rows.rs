@@ -172,16 +172,17 @@ mod tests {
     #[test]
     fn blocks_are_views_and_an_unused_one_has_gradient_zero() {
         let device = Device::cpu();
-        let data: Vec<f32> = (0..192).map(|i| i as f32).collect();
-        let w = Tensor::from_f32(&device, &[3, 64], &data).unwrap().requires_grad();
+        let data: Vec<f32> = (0..3 * ALIGN).map(|i| i as f32).collect();
+        let w = Tensor::from_f32(&device, &[3, ALIGN], &data).unwrap().requires_grad();
         let before = device.launches();
         let parts = split_rows(&w, 3).unwrap();
         assert_eq!(device.launches(), before, "no kernel for views");
-        assert_eq!(parts[1].to_f32().unwrap(), data[64..128]);
+        assert_eq!(parts[1].to_f32().unwrap(), data[ALIGN..2 * ALIGN]);
         // Only the middle block goes into the loss, twice.
         let loss = add(&parts[1], &parts[1]).unwrap();
         let grads = loss.backward_with(&loss.full_like(1.5).unwrap()).unwrap();
-        let want: Vec<f32> = (0..192).map(|i| if i / 64 == 1 { 3.0 } else { 0.0 }).collect();
+        let want: Vec<f32> =
+            (0..3 * ALIGN).map(|i| if i / ALIGN == 1 { 3.0 } else { 0.0 }).collect();
         assert_eq!(grads.get(&w).unwrap().to_f32().unwrap(), want);
     }
 
