@@ -53,6 +53,6 @@ template <int N> DEVICE void gather(AvgPool2dParams p, u32 i, const Real *dy, Re
     store(dx + i, sum);
 }
 
-KERNEL(256) OF(avg_pool2d_bwd)(AvgPool2dParams p, const Real *dy, Real *dx) {
+KERNEL(256, 5) OF(avg_pool2d_bwd)(AvgPool2dParams p, const Real *dy, Real *dx) {
     for_own(p.n * p.h * p.w * p.c, p.c, [=](auto width, u32 i) { gather<width.n>(p, i, dy, dx); });
 }
