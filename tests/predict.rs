@@ -181,7 +181,11 @@ fn what_cannot_be_predicted_is_one_clear_line() {
         (&["--checkpoint", "odd.safetensors", "data"], 1, "metadata 'std' is 0.2"),
         (&["--checkpoint", "text.safetensors", "data"], 1, "not a safetensors file"),
         (&["--checkpoint", "run", "data", "-b", "0"], 2, "--batch-size 0"),
-        (&["--checkpoint", "run", "data", "--out", "no/such/p.csv"], 1, "no/such/p.csv"),
+        (
+            &["--checkpoint", "run", "data", "--out", "no/such/p.csv"],
+            2,
+            "there is no folder no/such",
+        ),
     ];
     for (words, code, expected) in cases {
         let output = attn2d(dir, &[&["predict", "--device", "cpu"], words].concat());

@@ -19,6 +19,8 @@ mod select;
 #[cfg(feature = "wgpu")]
 pub(crate) mod wgpu;
 #[cfg(feature = "wgpu")]
+pub(crate) mod wgpu_adapters;
+#[cfg(feature = "wgpu")]
 mod wgsl_half;
 
 pub use notice::{Notice, on_notice};

@@ -50,7 +50,7 @@ fn hardware() -> Option<Device> {
 
 #[cfg(feature = "wgpu")]
 fn open_wgpu(which: Option<&str>) -> Result<Device> {
-    let adapters = super::wgpu::adapters();
+    let adapters = super::wgpu_adapters::adapters();
     if adapters.is_empty() {
         return Err(Error::device("wgpu", NO_ADAPTER));
     }
@@ -125,7 +125,7 @@ pub fn device_reports() -> Vec<DeviceReport> {
     let mut reports = vec![usable(&cpu)];
     #[cfg(feature = "wgpu")]
     {
-        let adapters = super::wgpu::adapters();
+        let adapters = super::wgpu_adapters::adapters();
         if adapters.is_empty() {
             reports.push(missing("wgpu", NO_ADAPTER.into()));
         }

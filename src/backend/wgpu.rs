@@ -78,35 +78,6 @@ fn raw(buffer: &Buffer) -> &wgpu::Buffer {
     &buffer.block::<Block>().buffer
 }
 
-/// Every adapter wgpu finds, hardware first; `WGPU_BACKEND` narrows the APIs as in other wgpu programs. GL is asked only
-/// where no better API has an adapter: software over GL compiles shaders for minutes.
-pub(crate) fn adapters() -> Vec<wgpu::Adapter> {
-    let mut found = match wgpu::Backends::from_env() {
-        Some(chosen) => adapters_of(chosen),
-        None => adapters_of(wgpu::Backends::PRIMARY),
-    };
-    if found.is_empty() && wgpu::Backends::from_env().is_none() {
-        found = adapters_of(wgpu::Backends::GL);
-    }
-    found.sort_by_key(|a| match a.get_info().device_type {
-        wgpu::DeviceType::DiscreteGpu => 0,
-        wgpu::DeviceType::IntegratedGpu => 1,
-        wgpu::DeviceType::VirtualGpu => 2,
-        wgpu::DeviceType::Other => 3,
-        wgpu::DeviceType::Cpu => 4,
-    });
-    found
-}
-
-fn adapters_of(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
-    descriptor.backends = backends;
-    let instance = wgpu::Instance::new(descriptor);
-    let mut found = pollster::block_on(instance.enumerate_adapters(backends));
-    found.retain(|a| a.get_info().backend != wgpu::Backend::Noop);
-    found
-}
-
 impl WgpuBackend {
     /// Opens the adapter; `name` is its canonical device string.
     pub(crate) fn open(name: &str, adapter: &wgpu::Adapter) -> Result<Self> {
@@ -243,8 +214,7 @@ impl WgpuBackend {
             return Ok(found.clone());
         }
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let text = concat_source(kernel.wgsl);
-        let text = if stored == DType::F16 { wgsl_half::in_f16(kernel, &text) } else { text };
+        let text = wgsl_half::source(kernel, stored);
         let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(entry),
             source: wgpu::ShaderSource::Wgsl(text.into()),
@@ -404,11 +374,6 @@ impl WgpuBackend {
 
 fn note(fault: &Mutex<Option<String>>, message: String) {
     fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
-}
-
-/// The full text of a shader: the common part, then the op's own.
-pub(crate) fn concat_source(wgsl: &str) -> String {
-    format!("{}\n{wgsl}", include_str!("../../shaders/common.wgsl"))
 }
 
 fn layout_entries(kernel: &Kernel) -> Vec<wgpu::BindGroupLayoutEntry> {

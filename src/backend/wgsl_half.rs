@@ -6,6 +6,7 @@
 //! are used, and are assigned to in statements of their own.
 
 use crate::kernel::{Element, Kernel};
+use crate::tensor::DType;
 
 /// A storage variable whose numbers are 16 bits wide.
 struct Half<'a> {
@@ -24,9 +25,15 @@ impl Half<'_> {
     }
 }
 
+/// The whole text of a kernel's shader, the common part first, for tensors stored as `stored` (f32 or f16).
+pub(super) fn source(kernel: &Kernel, stored: DType) -> String {
+    let text = format!("{}\n{}", include_str!("../../shaders/common.wgsl"), kernel.wgsl);
+    if stored == DType::F16 { in_f16(kernel, &text) } else { text }
+}
+
 /// The text of a kernel's shader for tensors in f16. Every variable at the binding of a `Stored` tensor is rewritten, also those that other
 /// kernels of the text have there, so the text stays whole.
-pub(super) fn in_f16(kernel: &Kernel, text: &str) -> String {
+fn in_f16(kernel: &Kernel, text: &str) -> String {
     let lines = text.lines().map(|line| line.split("//").next().unwrap_or_default());
     let text: String = lines.flat_map(|line| [line, "\n"]).collect();
     let (mut head, mut halves) = (String::from("enable f16;\n"), Vec::new());

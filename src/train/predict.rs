@@ -86,7 +86,7 @@ impl Predict {
                 let x = Tensor::from_f32(&device, &shape, images)?;
                 table.add(&model, &evaluate::logits(&model, &x, precision)?, paths)
             })?;
-        if done.images == 0 {
+        if done.images == 0 && self.out.is_some() {
             return Ok(done); // a table without rows is not worth the file that it would replace
         }
         let bytes = table.finish()?;
