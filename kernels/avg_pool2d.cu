@@ -4,22 +4,19 @@
 // Memory-bound.
 
 #include "common.cuh"
+#include "pool2d.cuh"
 
 struct AvgPool2dParams { u32 n, h, w, c, oh, ow, kh, kw, sh, sw, ph, pw, include_pad; };
 
-// The first place of a window at `start - pad` that lies inside an axis of `size`, and one past the last.
-struct Inside { u32 first, end; };
-DEVICE Inside inside(u32 start, u32 pad, u32 kernel, u32 size) { return {pad - least(start, pad), least(kernel, size + pad - start)}; }
-
 // One over the number of places that count in a window.
-DEVICE float share(AvgPool2dParams p, Inside rows, Inside columns) {
+DEVICE float share(AvgPool2dParams p, Range rows, Range columns) {
     return 1.0f / float(p.include_pad ? p.kh * p.kw : (rows.end - rows.first) * (columns.end - columns.first));
 }
 
 template <int N> DEVICE void mean(AvgPool2dParams p, u32 e, const Real *x, Real *y) {
     u32 c = e % p.c, column = e / p.c % p.ow, row = e / (p.c * p.ow) % p.oh, n = e / (p.c * p.ow * p.oh);
     u32 top = row * p.sh, left = column * p.sw;
-    Inside rows = inside(top, p.ph, p.kh, p.h), columns = inside(left, p.pw, p.kw, p.w);
+    Range rows = inside(top, p.ph, p.kh, p.h), columns = inside(left, p.pw, p.kw, p.w);
     Pack<N> sum = {};
     for (u32 i = rows.first; i < rows.end; i++) {
         for (u32 j = columns.first; j < columns.end; j++) {
@@ -38,13 +35,11 @@ KERNEL(256) OF(avg_pool2d_fwd)(AvgPool2dParams p, const Real *x, Real *y) {
 
 template <int N> DEVICE void gather(AvgPool2dParams p, u32 i, const Real *dy, Real *dx) {
     u32 c = i % p.c, right = i / p.c % p.w + p.pw, bottom = i / (p.c * p.w) % p.h + p.ph, n = i / (p.c * p.w * p.h);
-    // The first window that reaches this far, and one past the last that starts before it.
-    u32 row_first = (bottom + 1 - least(bottom + 1, p.kh) + p.sh - 1) / p.sh, row_end = least(bottom / p.sh + 1, p.oh);
-    u32 col_first = (right + 1 - least(right + 1, p.kw) + p.sw - 1) / p.sw, col_end = least(right / p.sw + 1, p.ow);
+    Range down = covering(bottom, p.sh, p.kh, p.oh), across = covering(right, p.sw, p.kw, p.ow);
     Pack<N> sum = {};
-    for (u32 row = row_first; row < row_end; row++) {
-        Inside rows = inside(row * p.sh, p.ph, p.kh, p.h);
-        for (u32 col = col_first; col < col_end; col++) {
+    for (u32 row = down.first; row < down.end; row++) {
+        Range rows = inside(row * p.sh, p.ph, p.kh, p.h);
+        for (u32 col = across.first; col < across.end; col++) {
             float factor = share(p, rows, inside(col * p.sw, p.pw, p.kw, p.w));
             Pack<N> d = load<N>(dy + ((n * p.oh + row) * p.ow + col) * p.c + c);
             UNROLL for (int k = 0; k < N; k++) sum.v[k] += d.v[k] * factor;

@@ -7,6 +7,7 @@
 // that a 16-bit y is 3 bytes an element. Memory-bound.
 
 #include "common.cuh"
+#include "pool2d.cuh"
 
 struct MaxPool2dParams { u32 n, h, w, c, oh, ow, kh, kw, sh, sw, ph, pw, wide; };
 
@@ -14,12 +15,11 @@ struct MaxPool2dParams { u32 n, h, w, c, oh, ow, kh, kw, sh, sw, ph, pw, wide; }
 template <int N> DEVICE void largest(MaxPool2dParams p, u32 e, const Real *x, Real *y, u32 *place) {
     u32 c = e % p.c, q = e / p.c % p.ow, row = e / (p.c * p.ow) % p.oh, n = e / (p.c * p.ow * p.oh);
     u32 top = row * p.sh, left = q * p.sw;
-    u32 i_first = p.ph - least(top, p.ph), j_first = p.pw - least(left, p.pw);
-    u32 i_end = least(p.kh, p.h + p.ph - top), j_end = least(p.kw, p.w + p.pw - left);
-    Pack<N> best = load<N>(x + ((n * p.h + top + i_first - p.ph) * p.w + left + j_first - p.pw) * p.c + c);
-    UNROLL for (int k = 0; k < N; k++) place[k] = i_first * p.kw + j_first;
-    for (u32 i = i_first; i < i_end; i++) {
-        for (u32 j = j_first; j < j_end; j++) {
+    Range rows = inside(top, p.ph, p.kh, p.h), columns = inside(left, p.pw, p.kw, p.w);
+    Pack<N> best = load<N>(x + ((n * p.h + top + rows.first - p.ph) * p.w + left + columns.first - p.pw) * p.c + c);
+    UNROLL for (int k = 0; k < N; k++) place[k] = rows.first * p.kw + columns.first;
+    for (u32 i = rows.first; i < rows.end; i++) {
+        for (u32 j = columns.first; j < columns.end; j++) {
             Pack<N> v = load<N>(x + ((n * p.h + top + i - p.ph) * p.w + left + j - p.pw) * p.c + c);
             UNROLL for (int k = 0; k < N; k++) {
                 if (v.v[k] > best.v[k] || v.v[k] != v.v[k]) {
@@ -72,13 +72,11 @@ template <int N> DEVICE void read_places(MaxPool2dParams p, u32 e, const u32 *pl
 // The gradients of input elements i .. i + N of one pixel.
 template <int N> DEVICE void gather(MaxPool2dParams p, u32 i, const Real *dy, const u32 *places, Real *dx) {
     u32 c = i % p.c, right = i / p.c % p.w + p.pw, bottom = i / (p.c * p.w) % p.h + p.ph, n = i / (p.c * p.w * p.h);
-    // The first window that reaches this far, and one past the last that starts before it.
-    u32 row_first = (bottom + 1 - least(bottom + 1, p.kh) + p.sh - 1) / p.sh, row_end = least(bottom / p.sh + 1, p.oh);
-    u32 col_first = (right + 1 - least(right + 1, p.kw) + p.sw - 1) / p.sw, col_end = least(right / p.sw + 1, p.ow);
+    Range rows = covering(bottom, p.sh, p.kh, p.oh), columns = covering(right, p.sw, p.kw, p.ow);
     Pack<N> sum;
     UNROLL for (int k = 0; k < N; k++) sum.v[k] = 0.0f;
-    for (u32 row = row_first; row < row_end; row++) {
-        for (u32 col = col_first; col < col_end; col++) {
+    for (u32 row = rows.first; row < rows.end; row++) {
+        for (u32 col = columns.first; col < columns.end; col++) {
             u32 e = ((n * p.oh + row) * p.ow + col) * p.c + c;
             u32 place = (bottom - row * p.sh) * p.kw + right - col * p.sw;
             Pack<N> d = load<N>(dy + e);

@@ -14,11 +14,6 @@ struct AvgPool2dParams {
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
-// The first place of a window at `start - pad` that lies inside an axis of `size`, and one past the last.
-fn inside(start: u32, pad: u32, kernel: u32, size: u32) -> vec2u {
-    return vec2u(pad - min(start, pad), min(kernel, size + pad - start));
-}
-
 // The number of places of the window at (row, column) of the output that count.
 fn places(row: u32, column: u32) -> f32 {
     if p.include_pad != 0u { return f32(p.kh * p.kw); }
@@ -57,14 +52,11 @@ fn avg_pool2d_bwd_f32(@builtin(global_invocation_id) gid: vec3u, @builtin(num_wo
     let right = (i / p.c) % p.w + p.pw;
     let bottom = (i / (p.c * p.w)) % p.h + p.ph;
     let n = i / (p.c * p.w * p.h);
-    // The first window that reaches this far, and one past the last that starts before it.
-    let row_first = (bottom + 1u - min(bottom + 1u, p.kh) + p.sh - 1u) / p.sh;
-    let col_first = (right + 1u - min(right + 1u, p.kw) + p.sw - 1u) / p.sw;
-    let row_end = min(bottom / p.sh + 1u, p.oh);
-    let col_end = min(right / p.sw + 1u, p.ow);
+    let rows = covering(bottom, p.sh, p.kh, p.oh);
+    let columns = covering(right, p.sw, p.kw, p.ow);
     var sum = 0.0;
-    for (var row = row_first; row < row_end; row++) {
-        for (var col = col_first; col < col_end; col++) {
+    for (var row = rows.x; row < rows.y; row++) {
+        for (var col = columns.x; col < columns.y; col++) {
             sum += dy[((n * p.oh + row) * p.ow + col) * p.c + c] / places(row, col);
         }
     }

@@ -10,18 +10,6 @@ struct FinishParams { parts: u32, max_norm: f32, inv_scale: f32 }
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 
 const GROUP = 256u;
-var<workgroup> shares: array<f32, GROUP>;
-
-// The sum over the workgroup; every invocation must call it.
-fn group_sum(me: u32, own: f32) -> f32 {
-    shares[me] = own;
-    workgroupBarrier();
-    for (var width = GROUP / 2u; width > 0u; width /= 2u) {
-        if me < width { shares[me] += shares[me + width]; }
-        workgroupBarrier();
-    }
-    return shares[0];
-}
 
 @compute @workgroup_size(256)
 fn clip_grad_norm_parts_f32(@builtin(local_invocation_index) me: u32, @builtin(workgroup_id) group: vec3u) {

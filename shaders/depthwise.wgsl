@@ -10,14 +10,6 @@
 //
 // Loads for each output and tap, in vec4: 1/8 of x, and 4/8 numbers of the weight. Limits: those of buffers.
 
-struct Conv2dParams {
-    n: u32, h: u32, w: u32, c: u32,
-    o: u32, kh: u32, kw: u32, p: u32, q: u32,
-    stride_h: u32, stride_w: u32, pad_h: u32, pad_w: u32,
-    bias: u32, parts: u32, groups: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Conv2dParams;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 @group(0) @binding(1) var<storage, read> a4: array<vec4f>;
 @group(0) @binding(2) var<storage, read> w: array<f32>;

@@ -6,14 +6,6 @@
 // are innermost, so that neighbours read neighbours. Sums are gathered in a fixed order. Each number of x is read kh * kw * Og times
 // out of the caches; no shared memory, no limits beyond the buffers'.
 
-struct Conv2dParams {
-    n: u32, h: u32, w: u32, c: u32,
-    o: u32, kh: u32, kw: u32, p: u32, q: u32,
-    stride_h: u32, stride_w: u32, pad_h: u32, pad_w: u32,
-    bias: u32, parts: u32, groups: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Conv2dParams;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read> w: array<f32>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;

@@ -10,19 +10,6 @@ struct LayerNormParams { rows: u32, channels: u32, rows_per_block: u32, blocks: 
 @group(0) @binding(5) var<storage, read_write> fwd_stats: array<f32>;
 
 const GROUP = 64u;
-var<workgroup> shares: array<f32, GROUP>;
-
-// The sum of every invocation's value, for all of them, in a fixed tree. All must call it.
-fn group_sum(me: u32, value: f32) -> f32 {
-    workgroupBarrier();
-    shares[me] = value;
-    for (var half = GROUP / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if me < half { shares[me] += shares[me + half]; }
-    }
-    workgroupBarrier();
-    return shares[0];
-}
 
 // One workgroup a row.
 @compute @workgroup_size(64)

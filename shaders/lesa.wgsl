@@ -109,30 +109,6 @@ fn lesa_logits_bwd_f32(@builtin(global_invocation_id) gid: vec3u, @builtin(num_w
 const GROUP = 64u;
 const MAX_PIXELS = 1024u;
 var<workgroup> numbers: array<f32, MAX_PIXELS>;
-var<workgroup> shares: array<f32, GROUP>;
-
-// The sum, or the largest, of every invocation's value, for all of them, in a fixed tree. All must call it.
-fn group_sum(me: u32, value: f32) -> f32 {
-    workgroupBarrier();
-    shares[me] = value;
-    for (var half = GROUP / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if me < half { shares[me] += shares[me + half]; }
-    }
-    workgroupBarrier();
-    return shares[0];
-}
-
-fn group_max(me: u32, value: f32) -> f32 {
-    workgroupBarrier();
-    shares[me] = value;
-    for (var half = GROUP / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if me < half { shares[me] = max(shares[me], shares[me + half]); }
-    }
-    workgroupBarrier();
-    return shares[0];
-}
 
 @group(0) @binding(3) var<storage, read> logits: array<f32>;
 @group(0) @binding(4) var<storage, read_write> weights_out: array<f32>;

@@ -28,15 +28,13 @@ fn largest(e: u32) -> u32 {
     let n = e / (p.c * p.ow * p.oh);
     let top = row * p.sh;
     let left = q * p.sw;
-    let i_first = p.ph - min(top, p.ph);
-    let j_first = p.pw - min(left, p.pw);
-    let i_end = min(p.kh, p.h + p.ph - top);
-    let j_end = min(p.kw, p.w + p.pw - left);
+    let rows = inside(top, p.ph, p.kh, p.h);
+    let columns = inside(left, p.pw, p.kw, p.w);
     let image = n * p.h;
-    var place = i_first * p.kw + j_first;
-    var best = x[((image + top + i_first - p.ph) * p.w + left + j_first - p.pw) * p.c + c];
-    for (var i = i_first; i < i_end; i++) {
-        for (var j = j_first; j < j_end; j++) {
+    var place = rows.x * p.kw + columns.x;
+    var best = x[((image + top + rows.x - p.ph) * p.w + left + columns.x - p.pw) * p.c + c];
+    for (var i = rows.x; i < rows.y; i++) {
+        for (var j = columns.x; j < columns.y; j++) {
             let v = x[((image + top + i - p.ph) * p.w + left + j - p.pw) * p.c + c];
             if v > best || is_nan(v) {
                 best = v;
@@ -84,14 +82,11 @@ fn max_pool2d_bwd_f32(@builtin(global_invocation_id) gid: vec3u, @builtin(num_wo
     let right = (i / p.c) % p.w + p.pw;
     let bottom = (i / (p.c * p.w)) % p.h + p.ph;
     let n = i / (p.c * p.w * p.h);
-    // The first window that reaches this far, and one past the last that starts before it.
-    let row_first = (bottom + 1u - min(bottom + 1u, p.kh) + p.sh - 1u) / p.sh;
-    let col_first = (right + 1u - min(right + 1u, p.kw) + p.sw - 1u) / p.sw;
-    let row_end = min(bottom / p.sh + 1u, p.oh);
-    let col_end = min(right / p.sw + 1u, p.ow);
+    let rows = covering(bottom, p.sh, p.kh, p.oh);
+    let columns = covering(right, p.sw, p.kw, p.ow);
     var sum = 0.0;
-    for (var row = row_first; row < row_end; row++) {
-        for (var col = col_first; col < col_end; col++) {
+    for (var row = rows.x; row < rows.y; row++) {
+        for (var col = columns.x; col < columns.y; col++) {
             let e = ((n * p.oh + row) * p.ow + col) * p.c + c;
             let place = (bottom - row * p.sh) * p.kw + right - col * p.sw;
             if place_of(e) == place { sum += dy[e]; }

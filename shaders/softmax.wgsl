@@ -9,31 +9,6 @@ struct SoftmaxParams { rows: u32, columns: u32 }
 @group(0) @binding(3) var<storage, read_write> dx: array<f32>;
 
 const GROUP = 64u;
-var<workgroup> shares: array<f32, GROUP>;
-
-// The sum of every invocation's value, for all of them. All must call it.
-fn group_sum(me: u32, value: f32) -> f32 {
-    workgroupBarrier();
-    shares[me] = value;
-    for (var half = GROUP / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if me < half { shares[me] += shares[me + half]; }
-    }
-    workgroupBarrier();
-    return shares[0];
-}
-
-// The same for the maximum.
-fn group_max(me: u32, value: f32) -> f32 {
-    workgroupBarrier();
-    shares[me] = value;
-    for (var half = GROUP / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if me < half { shares[me] = max(shares[me], shares[me + half]); }
-    }
-    workgroupBarrier();
-    return shares[0];
-}
 
 @compute @workgroup_size(64)
 fn softmax_fwd_f32(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) me: u32) {

@@ -251,8 +251,8 @@ const MUTATIONS: &[Mutation] = &[
         what: "a last window that is not asked",
         file: "max_pool2d_f32",
         op: "max_pool2d",
-        sound: "row_end = least(bottom / p.sh + 1, p.oh)",
-        faulty: "row_end = least(bottom / p.sh, p.oh)",
+        sound: "least(at / stride + 1, count)",
+        faulty: "least(at / stride, count)",
     },
     Mutation {
         what: "shared memory for four channels a thread, which has eight",

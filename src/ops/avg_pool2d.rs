@@ -17,7 +17,10 @@ use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
 const OP: &str = "avg_pool2d";
-const WGSL: &str = include_str!("../../shaders/avg_pool2d.wgsl");
+const WGSL: &str = concat!(
+    include_str!("../../shaders/pool2d.wgsl"),
+    include_str!("../../shaders/avg_pool2d.wgsl")
+);
 
 /// Options of [`avg_pool2d`], as `torch.nn.AvgPool2d` has them; pairs are (along H, along W).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,7 +20,10 @@ use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
 const OP: &str = "clip_grad_norm";
-const WGSL: &str = include_str!("../../shaders/clip_grad_norm.wgsl");
+const WGSL: &str = concat!(
+    include_str!("../../shaders/group.wgsl"),
+    include_str!("../../shaders/clip_grad_norm.wgsl")
+);
 
 /// Options of [`clip_grad_norm`].
 #[derive(Clone, Copy, Debug, PartialEq)]

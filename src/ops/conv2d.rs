@@ -21,7 +21,10 @@ pub(super) use ends::{normalised, with_statistics};
 pub(crate) use spec::SPEC;
 pub(super) use spec::options;
 
-const WGSL: &str = include_str!("../../shaders/conv2d.wgsl");
+const WGSL: &str = concat!(
+    include_str!("../../shaders/conv2d_params.wgsl"),
+    include_str!("../../shaders/conv2d.wgsl")
+);
 
 /// Shape of a convolution: the parameter block of its kernels. Counts of pixels or channels.
 #[repr(C)]

@@ -7,7 +7,10 @@ use crate::kernel::{
     Access, Cuda, CudaPlan, F32, Kernel, MAX_GROUPS, Plan, Stored, cuda_text, params,
 };
 
-const WGSL: &str = include_str!("../../shaders/grouped.wgsl");
+const WGSL: &str = concat!(
+    include_str!("../../shaders/conv2d_params.wgsl"),
+    include_str!("../../shaders/grouped.wgsl")
+);
 
 /// Forward, input gradient and weight gradient: in place of the dense ones.
 pub(super) const KERNELS: [&Kernel; 3] = [&FWD, &DGRAD, &WGRAD];

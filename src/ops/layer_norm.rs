@@ -21,7 +21,10 @@ use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
 const OP: &str = "layer_norm";
-const WGSL: &str = include_str!("../../shaders/layer_norm.wgsl");
+const WGSL: &str = concat!(
+    include_str!("../../shaders/group.wgsl"),
+    include_str!("../../shaders/layer_norm.wgsl")
+);
 
 /// Options of [`layer_norm`].
 #[derive(Clone, Copy, Debug, PartialEq)]

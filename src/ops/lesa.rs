@@ -28,7 +28,8 @@ pub(crate) use spec::{CONTEXT, LOGITS};
 
 const LOGITS_OP: &str = "lesa_logits";
 const CONTEXT_OP: &str = "lesa_context";
-const WGSL: &str = include_str!("../../shaders/lesa.wgsl");
+const WGSL: &str =
+    concat!(include_str!("../../shaders/group.wgsl"), include_str!("../../shaders/lesa.wgsl"));
 
 /// Pixels of a map that logits are stored for.
 pub const MAX_PIXELS: usize = 1024;

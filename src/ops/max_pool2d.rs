@@ -17,7 +17,10 @@ use crate::tensor::{DType, Tensor};
 use bytemuck::{Pod, Zeroable};
 
 const OP: &str = "max_pool2d";
-const WGSL: &str = include_str!("../../shaders/max_pool2d.wgsl");
+const WGSL: &str = concat!(
+    include_str!("../../shaders/pool2d.wgsl"),
+    include_str!("../../shaders/max_pool2d.wgsl")
+);
 
 /// Options of [`max_pool2d`]; pairs are (along H, along W).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,8 @@ use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
 const OP: &str = "softmax";
-const WGSL: &str = include_str!("../../shaders/softmax.wgsl");
+const WGSL: &str =
+    concat!(include_str!("../../shaders/group.wgsl"), include_str!("../../shaders/softmax.wgsl"));
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]

@@ -8,6 +8,7 @@ use crate::kernel::{Access, F32, Kernel, Plan, Stored, params};
 use crate::tensor::Tensor;
 
 const WGSL: &str = concat!(
+    include_str!("../../../shaders/conv2d_params.wgsl"),
     include_str!("../../../shaders/conv2d.wgsl"),
     include_str!("../../../shaders/conv2d_ends.wgsl")
 );
