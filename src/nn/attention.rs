@@ -110,8 +110,8 @@ impl AttentionConfig {
     }
 }
 
-/// Self-attention `[N, H, W, C] -> [N, H, W, C]`: `softmax(q.k / sqrt(d) + q.(rel_h + rel_w)) v`, where q, k, v are 1x1
-/// convolutions of x without bias (`q.weight`, `k.weight`, `v.weight`). With position tables it owns `rel_h` and `rel_w`,
+/// Self-attention `[N, H, W, C] -> [N, H, W, C]`: `softmax(s q.k + q.(rel_h + rel_w)) v` with s = 1 / sqrt(d), or 1 where it is not
+/// scaled; with [`Tables::Shared`] positions are multiplied by s too. q, k, v are 1x1 convolutions of x without bias (`q.weight`, `k.weight`, `v.weight`). With position tables it owns `rel_h` and `rel_w`,
 /// a row for each vertical and horizontal offset: `2H - 1` and `2W - 1` for the whole map, the window's height and
 /// width for a window; [`Tables`] says how wide rows are.
 pub struct Attention {
@@ -213,42 +213,29 @@ impl Attention {
     }
 }
 
-impl Attention {
-    /// The attention's output, through `proj` where there is one, plus x where `residual`. Over a small map all of it is one op of few
-    /// launches.
-    pub(super) fn block(
-        &self,
-        x: &Tensor,
-        proj: Option<&Conv>,
-        residual: bool,
-        mode: &Mode,
-    ) -> Result<Tensor> {
+impl Module for Attention {
+    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         let [_, h, w, _] = x.dims("attention", "x")?;
         self.check_map(h, w)?;
         let rel = self.rel.as_ref().map(Positions::rows).transpose()?;
-        if matches!(self.config.reach, Reach::Global { .. }) {
-            let weight = |conv: &Conv| conv.weight_as(x.dtype());
-            let (q, k, v) = (weight(&self.q)?, weight(&self.k)?, weight(&self.v)?);
-            let (qkv, proj) = ([&q, &k, &v], proj.map(weight).transpose()?);
-            let (rel_h, rel_w) = (rel.as_ref().map(|r| &r.0), rel.as_ref().map(|r| &r.1));
-            let (heads, scale, proj) =
-                (self.config.heads, Some(self.config.scale()), proj.as_ref());
-            let block = ops::AttentionBlock { heads, scale, qkv, proj, rel_h, rel_w, residual };
-            return ops::attention_block(x, block);
+        if let Reach::Local { .. } = self.config.reach {
+            let project = |conv: &Conv| conv.forward(x, mode);
+            let (q, k, v) = (project(&self.q)?, project(&self.k)?, project(&self.v)?);
+            return self.config.attend([&q, &k, &v], rel.as_ref());
         }
-        let project = |conv: &Conv| conv.forward(x, mode);
-        let (q, k, v) = (project(&self.q)?, project(&self.k)?, project(&self.v)?);
-        let mut y = self.config.attend([&q, &k, &v], rel.as_ref())?;
-        if let Some(proj) = proj {
-            y = proj.forward(&y, mode)?;
-        }
-        if residual { ops::add(&y, x) } else { Ok(y) }
-    }
-}
-
-impl Module for Attention {
-    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        self.block(x, None, false, mode)
+        // Over a small map the projections and the attention are one launch.
+        let weight = |conv: &Conv| conv.weight_as(x.dtype());
+        let (q, k, v) = (weight(&self.q)?, weight(&self.k)?, weight(&self.v)?);
+        let block = ops::AttentionBlock {
+            heads: self.config.heads,
+            scale: Some(self.config.scale()),
+            qkv: [&q, &k, &v],
+            proj: None,
+            rel_h: rel.as_ref().map(|r| &r.0),
+            rel_w: rel.as_ref().map(|r| &r.1),
+            residual: false,
+        };
+        ops::attention_block(x, block)
     }
 
     fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {

@@ -6,7 +6,6 @@
 
 mod appended;
 mod attention;
-mod attention_block;
 mod attention_bottleneck;
 mod conv;
 mod conv_norm;
@@ -25,7 +24,6 @@ mod token_attention;
 
 pub use appended::Appended;
 pub use attention::{Attention, AttentionConfig, Reach, Tables};
-pub use attention_block::AttentionBlock;
 pub use attention_bottleneck::AttentionBottleneck;
 pub use conv::Conv;
 pub use conv_norm::ConvNorm;
