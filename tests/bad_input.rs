@@ -1,7 +1,7 @@
 //! Wrong files and wrong words through the program: each ends in one clear line and exit code 1 or 2, never in a panic.
 //!
 //! A full disk while checkpointing, damaged checkpoints and configs are in `tests/train.rs`; what else can be wrong with a data
-//! set is in `tests/data_fixtures.rs`.
+//! set is in `tests/data_fixtures/`.
 
 use std::fs;
 use std::path::Path;
