@@ -409,8 +409,8 @@ impl Config {
         let rules: [(&str, bool, &str); 23] = [
             ("data.path", !data.path.is_empty(), "must name a folder, a file or a synthetic set"),
             ("data.img_size", (8..=4096).contains(&data.img_size), "must lie in 8..=4096"),
-            ("data.val_fraction", fraction(data.val_fraction), "must lie in 0..1"),
-            ("data.test_fraction", fraction(data.test_fraction), "must lie in 0..1"),
+            ("data.val_fraction", fraction(data.val_fraction), "must be at least 0 and below 1"),
+            ("data.test_fraction", fraction(data.test_fraction), "must be at least 0 and below 1"),
             (
                 "data.val_fraction",
                 data.val_fraction + data.test_fraction < 1.0,
@@ -431,8 +431,16 @@ impl Config {
             ("model.name", !self.model.name.is_empty(), "must be a model string"),
             ("train.epochs", train.epochs >= 1, "must be at least 1"),
             ("train.batch_size", train.batch_size >= 1, "must be at least 1"),
-            ("train.label_smoothing", fraction(train.label_smoothing), "must lie in 0..1"),
-            ("train.ema", fraction(train.ema), "must lie in 0..1, such as 0.999; 0 for no average"),
+            (
+                "train.label_smoothing",
+                fraction(train.label_smoothing),
+                "must be at least 0 and below 1",
+            ),
+            (
+                "train.ema",
+                fraction(train.ema),
+                "must be at least 0 and below 1, such as 0.999; 0 for no average",
+            ),
             (
                 "train.freeze",
                 train.freeze.iter().all(|pattern| !pattern.trim().is_empty()),
@@ -441,14 +449,26 @@ impl Config {
             (
                 "optim.clip_grad",
                 not_negative(optim.clip_grad),
-                "must not be negative; 0 for no limit",
+                "must be finite and not negative; 0 for no limit",
             ),
             ("optim.lr", optim.lr.is_finite() && optim.lr > 0.0, "must be a positive number"),
-            ("optim.momentum", fraction(optim.momentum), "must lie in 0..1"),
-            ("optim.betas", optim.betas.iter().all(|b| fraction(*b)), "must both lie in 0..1"),
+            ("optim.momentum", fraction(optim.momentum), "must be at least 0 and below 1"),
+            (
+                "optim.betas",
+                optim.betas.iter().all(|b| fraction(*b)),
+                "must both be at least 0 and below 1",
+            ),
             ("optim.eps", optim.eps.is_finite() && optim.eps > 0.0, "must be a positive number"),
-            ("optim.weight_decay", not_negative(optim.weight_decay), "must not be negative"),
-            ("sched.warmup_epochs", not_negative(sched.warmup_epochs), "must not be negative"),
+            (
+                "optim.weight_decay",
+                not_negative(optim.weight_decay),
+                "must be finite and not negative",
+            ),
+            (
+                "sched.warmup_epochs",
+                not_negative(sched.warmup_epochs),
+                "must be finite and not negative",
+            ),
             ("sched.min_lr", (0.0..=optim.lr).contains(&sched.min_lr), "must lie in 0..=optim.lr"),
             (
                 "sched.decay_epochs",

@@ -193,7 +193,7 @@ impl Kernel {
         if stored.is_half() && !device.caps().half.contains(&stored) {
             let (name, stored) = (self.name, stored.suffix());
             let message = format!(
-                "{name}: this device has no {stored} kernels; use f32, the cpu, or a CUDA GPU of compute capability 8.0 or more"
+                "{name}: this device has no {stored} kernels; use f32, or the cpu, which has all types (`attn2d doctor` tells what each device has)"
             );
             return Err(Error::device(device.name(), message));
         }

@@ -97,8 +97,8 @@ fn what_no_run_can_have_is_refused_before_anything_is_written() {
     train(&["--device", "abacus"], &["abacus"]);
     train(&["--num-classes", "9"], &["model.num_classes = 9"]);
     train(&["--set", "augment.custom.hue=0.1"], &["augment.policy"]);
-    train(&["--ema", "1"], &["train.ema = 1.0 must lie in 0..1"]);
-    train(&["--clip-grad", "-1"], &["optim.clip_grad = -1.0 must not be negative"]);
+    train(&["--ema", "1"], &["train.ema = 1.0 must be at least 0 and below 1"]);
+    train(&["--clip-grad", "-1"], &["optim.clip_grad = -1.0 must be finite and not negative"]);
     train(&["--freeze", "layer9.*,conv1"], &["freeze 'layer9.*'", "layer1"]);
     train(&["--freeze", "backbone,fc"], &["nothing is left to train"]);
     train(&["--set", "train.precision=f8"], &["unknown variant `f8`", "`bf16`"]);

@@ -28,8 +28,13 @@ impl Model {
     /// for `drop_head`.
     ///
     /// # Errors
-    /// As [`Model::load`], and [`Error::File`] where two names become one without their prefixes.
+    /// As [`Model::load`], and [`Error::File`] where numbers are not finite or two names become one without their prefixes.
     pub fn load_pretrained(&self, dict: &StateDict, drop_head: bool) -> Result<Loaded> {
+        let bad = dict.arrays.iter().find(|(_, a)| a.to_f32().iter().any(|x| !x.is_finite()));
+        if let Some((name, _)) = bad {
+            let message = format!("'{name}' has numbers that are not finite; take another file");
+            return Err(Error::file(&dict.source, message));
+        }
         let (dict, prefixes) = self.without_prefixes(dict)?;
         let mut dict = timm::with_torchvision_names(self.spec.backbone.family(), &dict);
         let mut new_head = drop_head.then(|| "left out by --drop-head".to_owned());

@@ -1,7 +1,7 @@
 //! Checkpoints: the directories `last/` and `best/` of a run.
 //!
-//! Each holds `model.safetensors`, `optim.safetensors`, `state.json`, `config.toml` and, where weights are averaged, `ema.safetensors`. Saving writes a whole new
-//! directory beside the old one, syncs it, and then renames:
+//! Each holds `model.safetensors`, `optim.safetensors`, `state.json`, `config.toml` and, where weights are averaged,
+//! `ema.safetensors`. Saving writes a whole new directory beside the old one, syncs it, and then renames:
 //!
 //! 1. write and sync `last.new/`       killed here: `last/` is the old one, `last.new/` is rubbish
 //! 2. rename `last/` to `last.old/`    killed here: `last/` is missing, `last.old/` is whole

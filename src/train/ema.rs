@@ -48,8 +48,9 @@ impl Ema {
         let own = Self::new(self.decay, parameters)?;
         self.put_into(parameters)?;
         let result = f();
-        own.put_into(parameters)?;
-        result
+        // What f says counts first.
+        let restored = own.put_into(parameters);
+        result.and_then(|value| restored.map(|()| value))
     }
 
     /// Everything of the model by name, with the average for its weights.

@@ -60,7 +60,7 @@ pub(super) fn open_device(name: &str, precision: Precision) -> Result<Device> {
     let dtype = precision.dtype();
     if dtype.is_half() && !device.caps().half.contains(&dtype) {
         return Err(Error::usage(format!(
-            "--precision {}: {} ({}) has no kernels for it; use --precision f32, or --device cpu or a CUDA GPU of compute capability 8.0 or more",
+            "--precision {}: {} ({}) has no kernels for it; use --precision f32, or another --device: `attn2d doctor` tells what each has",
             dtype.suffix(),
             device.name(),
             device.caps().adapter

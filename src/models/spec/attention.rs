@@ -217,8 +217,9 @@ impl AttentionSpec {
                 self.border = Border::Zero;
             }
             ("heads", n) => {
+                let above = number(n).filter(|n| *n > 0);
                 self.heads =
-                    number(n).filter(|n| *n > 0).ok_or("heads must be a number above 0")?;
+                    above.ok_or_else(|| format!("heads='{n}': heads must be a number above 0"))?;
             }
             ("border", "mask") => self.border = Border::Mask,
             ("border", "zero") => self.border = Border::Zero,
@@ -237,8 +238,13 @@ impl AttentionSpec {
         Ok(())
     }
 
-    /// Heads must divide the channels at which a layer in a block of `channels` channels attends.
-    pub(super) fn check_channels(&self, stage: usize, channels: usize) -> Result<(), String> {
+    /// Heads must divide the channels at which a layer in a block of `channels` channels attends; `every` has those of all its blocks,
+    /// which the advice is for.
+    pub(super) fn check_channels(
+        &self,
+        (stage, channels): (usize, usize),
+        every: &[usize],
+    ) -> Result<(), String> {
         let reduction = self.variant.reduction();
         let inner = channels / reduction;
         let name = self.variant.name();
@@ -250,8 +256,8 @@ impl AttentionSpec {
         // LESA's queries and keys have half of a head's channels.
         let split = if self.variant == Variant::Lesa { 2 } else { 1 };
         if !inner.is_multiple_of(split * self.heads) {
-            let fits =
-                (1..=self.heads).rev().find(|h| inner.is_multiple_of(split * *h)).unwrap_or(1);
+            let all = |h: &usize| every.iter().all(|c| (c / reduction).is_multiple_of(split * h));
+            let fits = (1..=self.heads).rev().find(all).unwrap_or(1);
             let inside =
                 if reduction == 1 { String::new() } else { format!(" ({inner} inside '{name}')") };
             return Err(format!(

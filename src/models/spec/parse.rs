@@ -19,7 +19,7 @@ impl FromStr for Spec {
         let backbone = Backbone::find(name)
             .ok_or_else(|| refuse(unknown("backbone", name, &Backbone::ALL.map(Backbone::name))))?;
         let mut spec = Self::plain(backbone);
-        for option in options.split([',', ':']).filter(|o| !o.is_empty()) {
+        for option in split_options(options).map_err(refuse)? {
             spec.set_option(option).map_err(refuse)?;
         }
         spec.check().map_err(refuse)?;
@@ -121,7 +121,7 @@ impl Spec {
                 }
             }
         }
-        for option in options.split([',', ':']).filter(|o| !o.is_empty()) {
+        for option in split_options(options)? {
             this.set_option(option)?;
         }
         self.check_attention(&this)?;
@@ -130,9 +130,11 @@ impl Spec {
 
     /// Heads must divide the channels, and no block may have two attentions.
     fn check_attention(&self, new: &AttentionSpec) -> Result<(), String> {
-        for &(stage, block) in &new.places {
-            let inside = new.placement == Placement::Replace;
-            new.check_channels(stage, self.block_channels((stage, block), inside))?;
+        let inside = new.placement == Placement::Replace;
+        let channels = |place: &(usize, usize)| self.block_channels(*place, inside);
+        let every: Vec<usize> = new.places.iter().map(channels).collect();
+        for (&(stage, block), &channels) in new.places.iter().zip(&every) {
+            new.check_channels((stage, channels), &every)?;
             if self.attention_at(stage, block).is_some() {
                 return Err(format!("block {stage}.{block} is named by two attentions"));
             }
@@ -193,6 +195,31 @@ fn known_options(family: Family) -> &'static [&'static str] {
             &["w192", "depth=12", "heads=3", "patch=16", "dropout=0", "stochastic_depth=0"]
         }
     }
+}
+
+/// Options between commas or colons, none twice.
+fn split_options(text: &str) -> Result<Vec<&str>, String> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    let about = |option: &str| match option.split_once('=') {
+        Some((name, _)) => name.to_owned(),
+        None if option == "replace" || option == "append" => "place in a block".into(),
+        None => option.trim_end_matches(|c: char| c.is_ascii_digit()).into(),
+    };
+    let mut options: Vec<&str> = Vec::new();
+    for option in text.split([',', ':']) {
+        if option.is_empty() {
+            return Err(format!(
+                "':{text}' has an empty option; options stand between single commas"
+            ));
+        }
+        if let Some(first) = options.iter().find(|first| about(first) == about(option)) {
+            return Err(format!("'{first}' and '{option}' speak of the same; give one of them"));
+        }
+        options.push(option);
+    }
+    Ok(options)
 }
 
 fn tail(options: &[String]) -> String {
@@ -266,6 +293,13 @@ mod tests {
             ("resnet18:w6,stages=1+ela-bottleneck", "cannot divide by 4"),
             ("resnet18:w8,stages=1+ela-bottleneck", "(2 inside 'ela-bottleneck')"),
             ("efficientnet_b0+la7@1:append,heads=7", "add ':heads=4'"),
+            // 40 and 112 channels: 10 would do for the first alone.
+            ("efficientnet_b0+ga@3,5:append,heads=16", "add ':heads=8'"),
+            ("resnet18+ga@4:heads=0", "heads='0'"),
+            ("resnet18:w16,w8", "'w16' and 'w8' speak of the same"),
+            ("resnet18+ga@4:append,replace", "'append' and 'replace' speak of the same"),
+            ("resnet18:w16,,stem=small", "an empty option"),
+            ("resnet18.w8", "unknown backbone 'resnet18.w8'"),
         ] {
             let error = text.parse::<Spec>().unwrap_err().to_string();
             assert!(error.contains(message), "{text}: {error}");
