@@ -9,7 +9,7 @@
 //! dQ of its own, and these are added in order at the end; so are the table gradients of all tasks.
 
 use super::*;
-use crate::cpu::simd::vectorise;
+use crate::cpu::simd::vector_fn;
 use rayon::prelude::*;
 use std::cell::RefCell;
 
@@ -46,19 +46,6 @@ struct Scratch {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-#[inline(always)]
-fn sum(x: &[f32]) -> f32 {
-    let (chunks, rest) = x.as_chunks::<8>();
-    let mut lanes = [0.0f32; 8];
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += x;
-        }
-    }
-    let rest: f32 = rest.iter().sum();
-    if chunks.is_empty() { rest } else { lanes.iter().sum::<f32>() + rest }
 }
 
 /// dq, dk, dv and the gradients of the packed tables (`dtables` in the tables' layout; untouched where there are none).
@@ -138,11 +125,12 @@ fn piece(
         let rows = TILE_Q.min(tokens - first);
         let queries = first..first + rows;
         let at = base + first * stride;
-        let stat = |i: usize| {
+        let mut stats = [(0.0, 0.0); TILE_Q];
+        for (i, (lse, delta)) in stats[..rows].iter_mut().enumerate() {
             let at = 2 * ((n * tokens + first + i) * p.g as usize + g);
-            (x.stats[at] * LOG2_E, x.stats[at + 1])
-        };
-        rel.times(rows, &x.q[at..], stride, &mut s.by_offset);
+            (*lse, *delta) = (x.stats[at] * LOG2_E, x.stats[at + 1]);
+        }
+        rel.times(p, rows, &x.q[at..], stride, &mut s.by_offset);
         grads.clear(p, &mut s.sums, rows);
         for key in (0..count).step_by(TILE_K) {
             let here = key..count.min(key + TILE_K);
@@ -150,20 +138,11 @@ fn piece(
             let (tile, dtile) = (&mut tile[..rows * WIDTH], &mut dtile[..rows * WIDTH]);
             times_tokens(rows, d, &x.q[at..], stride, &keys[panel.clone()], tile, WIDTH);
             times_tokens(rows, d, &x.dy[at..], stride, &values[panel], dtile, WIDTH);
-            vectorise!(|| {
-                let map = start + here.start..start + here.end;
-                if tables.any() {
-                    add_positions(p, &tables, &s.by_offset, first, map.clone(), tile, WIDTH);
-                }
-                let pairs = tile.chunks_exact_mut(WIDTH).zip(dtile.chunks_exact_mut(WIDTH));
-                for (i, (tile, dtile)) in pairs.enumerate() {
-                    let (lse, delta) = stat(i);
-                    score_gradient(tile, dtile, here.len(), lse, delta);
-                }
-                if tables.any() {
-                    grads.collect(p, &tables, first, map, dtile, &mut s.sums, partial);
-                }
-            });
+            let map = start + here.start..start + here.end;
+            score_gradients(p, &tables, &s.by_offset, first, map.clone(), &stats, tile, dtile);
+            if tables.any() {
+                collect(grads, p, &tables, first, map, dtile, &mut s.sums, partial);
+            }
             let (add, out) = (first > 0, here.start * width);
             let keys = here.len();
             times_columns(
@@ -204,18 +183,79 @@ fn piece(
     }
 }
 
-/// One row: scores become probabilities, dO V^T becomes the gradient of the scores.
-#[inline(always)]
-fn score_gradient(scores: &mut [f32], dp: &mut [f32], keys: usize, lse: f32, delta: f32) {
-    let keys = panels(keys) * COLS;
-    let (scores, _) = scores[..keys].as_chunks_mut::<COLS>();
-    let (dp, _) = dp[..keys].as_chunks_mut::<COLS>();
-    for (s, dp) in scores.iter_mut().zip(dp) {
-        for (s, dp) in s.iter_mut().zip(dp) {
-            *s = exp2(*s - lse);
-            *dp = *s * (*dp - delta);
+vector_fn! {
+    /// Scores of a tile, without their position terms, become probabilities, and dO V^T the gradient of the scores. `stats` are a
+    /// query's log-sum-exp in base 2 and delta.
+    fn score_gradients(
+        p: &Params,
+        tables: &Tables<'_>,
+        by_offset: &ByOffset,
+        first: usize,
+        keys: Range<usize>,
+        stats: &[(f32, f32); TILE_Q],
+        scores: &mut [f32],
+        dp: &mut [f32],
+    ) {
+        let width = panels(keys.len()) * COLS;
+        if tables.any() {
+            add_positions(p, tables, by_offset, first, keys, scores, WIDTH);
+        }
+        let rows = scores.chunks_exact_mut(WIDTH).zip(dp.chunks_exact_mut(WIDTH));
+        for ((scores, dp), &(lse, delta)) in rows.zip(stats) {
+            let (scores, _) = scores[..width].as_chunks_mut::<COLS>();
+            let (dp, _) = dp[..width].as_chunks_mut::<COLS>();
+            for (s, dp) in scores.iter_mut().zip(dp) {
+                for (s, dp) in s.iter_mut().zip(dp) {
+                    *s = exp2(*s - lse);
+                    *dp = *s * (*dp - delta);
+                }
+            }
         }
     }
+}
+
+vector_fn! {
+    /// Adds a tile of score gradients to the sums by offset, and to the gradient of `bias`.
+    fn collect(
+        grads: &TableGrads,
+        p: &Params,
+        tables: &Tables<'_>,
+        first: usize,
+        keys: Range<usize>,
+        dtile: &[f32],
+        sums: &mut ByOffset,
+        partial: &mut [f32],
+    ) {
+        let (row_h, row_w) = ByOffset::widths(p);
+        let bias = &mut partial[grads.bias..];
+        let rel = tables.rel_h.is_some() || tables.rel_w.is_some();
+        for (i, ds) in dtile.chunks_exact(WIDTH).enumerate() {
+            for Run { a, b, at, len } in runs(p, first + i, keys.clone()) {
+                let ds = &ds[at..];
+                if rel {
+                    let (mut all, sums_w) = (F32x8::ZERO, &mut sums.w[i * row_w + b..]);
+                    for at in (0..len).step_by(LANES) {
+                        let ds = mask(len - at).of(eight(&ds[at..]));
+                        all = all.add(ds);
+                        let sum = eight(&sums_w[at..]).add(ds);
+                        sums_w[at..at + LANES].copy_from_slice(&sum.0);
+                    }
+                    sums.h[i * row_h + a] += total(all);
+                }
+                if tables.bias.is_some() {
+                    let bias = &mut bias[a * p.offsets_w() + b..][..len];
+                    bias.iter_mut().zip(ds).for_each(|(s, d)| *s += d);
+                }
+            }
+        }
+    }
+}
+
+/// The sum of eight numbers, by halves.
+#[inline(always)]
+fn total(x: F32x8) -> f32 {
+    let [a, b, c, d, e, f, g, h] = x.0;
+    ((a + e) + (c + g)) + ((b + f) + (d + h))
 }
 
 /// A task's table gradients lie one after another: `rel_h [2H-1, width]`, `rel_w [2W-1, width]`, `bias [2H-1, 2W-1]`,
@@ -238,43 +278,10 @@ impl TableGrads {
 
     /// Zeroes the sums of a tile of queries.
     fn clear(&self, p: &Params, sums: &mut ByOffset, rows: usize) {
-        if p.has_rel_h != 0 {
-            room(&mut sums.h, rows * p.offsets_h()).fill(0.0);
-        }
-        if p.has_rel_w != 0 {
-            room(&mut sums.w, rows * p.offsets_w()).fill(0.0);
-        }
-    }
-
-    /// Adds a tile of score gradients to the sums by offset, and to the gradient of `bias`.
-    #[inline(always)]
-    fn collect(
-        &self,
-        p: &Params,
-        tables: &Tables<'_>,
-        first: usize,
-        keys: Range<usize>,
-        dtile: &[f32],
-        sums: &mut ByOffset,
-        partial: &mut [f32],
-    ) {
-        let (row_h, row_w) = (p.offsets_h(), p.offsets_w());
-        let bias = &mut partial[self.bias..];
-        for (i, ds) in dtile.chunks_exact(WIDTH).enumerate() {
-            runs(p, first + i, keys.clone(), |a, b, at, len| {
-                let ds = &ds[at..at + len];
-                if tables.rel_h.is_some() {
-                    sums.h[i * row_h + a] += sum(ds);
-                }
-                if tables.rel_w.is_some() {
-                    let sums = &mut sums.w[i * row_w + b..][..len];
-                    sums.iter_mut().zip(ds).for_each(|(s, d)| *s += d);
-                }
-                if tables.bias.is_some() {
-                    let bias = &mut bias[a * row_w + b..][..len];
-                    bias.iter_mut().zip(ds).for_each(|(s, d)| *s += d);
-                }
-            });
+        if self.bias > 0 {
+            let (h, w) = sums.room(p, rows);
+            h.fill(0.0);
+            w.fill(0.0);
         }
     }
 
@@ -291,12 +298,14 @@ impl TableGrads {
         width: usize,
     ) {
         let (rel_h, rest) = partial.split_at_mut(self.rel_w);
-        let tables = [(&sums.h, p.offsets_h(), rel_h), (&sums.w, p.offsets_w(), rest)];
-        for ((sums, offsets, grad), rel) in tables.into_iter().zip(rel_columns) {
+        let (row_h, row_w) = ByOffset::widths(p);
+        let tables =
+            [(&sums.h, row_h, p.offsets_h(), rel_h), (&sums.w, row_w, p.offsets_w(), rest)];
+        for ((sums, row, offsets, grad), rel) in tables.into_iter().zip(rel_columns) {
             let Some(rel) = rel else { continue };
             let rows = queries.len();
-            times_columns(rows, (sums, offsets, 1), rel, offsets, 0..offsets, true, dq, width);
-            let by_offset = (&sums[..], 1, offsets);
+            times_columns(rows, (sums, row, 1), rel, offsets, 0..offsets, true, dq, width);
+            let by_offset = (&sums[..], 1, row);
             times_columns(
                 offsets,
                 by_offset,

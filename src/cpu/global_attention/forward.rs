@@ -1,7 +1,7 @@
 //! Forward: online softmax over tiles of keys, output and log-sum-exp.
 
 use super::*;
-use crate::cpu::simd::vectorise;
+use crate::cpu::simd::vector_fn;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::f32::consts::LN_2;
@@ -78,29 +78,18 @@ fn head(
     for first in task.tokens.clone().step_by(TILE_Q) {
         let rows = TILE_Q.min(task.tokens.end - first);
         let q = &q[base + first * stride..];
-        rel.times(rows, q, stride, &mut scratch.by_offset);
-        let (mut max, mut sum) = ([f32::NEG_INFINITY; TILE_Q], [0.0f32; TILE_Q]);
+        rel.times(p, rows, q, stride, &mut scratch.by_offset);
+        let mut state = [(f32::NEG_INFINITY, 0.0); TILE_Q];
         for key in (0..tokens).step_by(TILE_K) {
             let tile = key..tokens.min(key + TILE_K);
             let scores = &mut scores[..rows * WIDTH];
             let panel = &keys[panels(key) * d * COLS..][..panels(tile.len()) * d * COLS];
             times_tokens(rows, d, q, stride, panel, scores, WIDTH);
-            vectorise!(|| {
-                if tables.any() {
-                    let by_offset = &scratch.by_offset;
-                    add_positions(p, &tables, by_offset, first, tile.clone(), scores, WIDTH);
-                }
-                for (i, scores) in scores.chunks_exact_mut(WIDTH).enumerate() {
-                    let out = &mut out[i * out_width..][..out_width];
-                    softmax_step(
-                        scores,
-                        tile.len(),
-                        &mut max[i],
-                        &mut sum[i],
-                        (key > 0).then_some(out),
-                    );
-                }
-            });
+            if tables.any() {
+                let by_offset = &scratch.by_offset;
+                positions(p, &tables, by_offset, first, tile.clone(), scores);
+            }
+            softmax(scores, tile.len(), &mut state, key == 0, out, out_width);
             times_columns(rows, (scores, WIDTH, 1), values, tokens, tile, key > 0, out, out_width);
         }
         for i in 0..rows {
@@ -109,9 +98,41 @@ fn head(
             let (y, lse) = unsafe {
                 (y.slice(row, d), lse.slice((n * tokens + first + i) * p.g as usize + g, 1))
             };
-            let inverse = 1.0 / sum[i];
+            let (max, sum) = state[i];
+            let inverse = 1.0 / sum;
             y.iter_mut().zip(&out[i * out_width..]).for_each(|(y, o)| *y = o * inverse);
-            lse[0] = LN_2 * (max[i] + sum[i].log2());
+            lse[0] = LN_2 * (max + sum.log2());
+        }
+    }
+}
+
+vector_fn! {
+    fn positions(
+        p: &Params,
+        tables: &Tables<'_>,
+        by_offset: &ByOffset,
+        first: usize,
+        keys: Range<usize>,
+        scores: &mut [f32],
+    ) {
+        add_positions(p, tables, by_offset, first, keys, scores, WIDTH);
+    }
+}
+
+vector_fn! {
+    /// A tile of scores of `keys` keys becomes probabilities not yet divided by their sums. A query's `state` is the maximum and the sum so
+    /// far; `out` holds what earlier tiles gave, if this is not the first.
+    fn softmax(
+        scores: &mut [f32],
+        keys: usize,
+        state: &mut [(f32, f32); TILE_Q],
+        first: bool,
+        out: &mut [f32],
+        width: usize,
+    ) {
+        let rows = scores.chunks_exact_mut(WIDTH).zip(out.chunks_exact_mut(width));
+        for ((scores, out), (max, sum)) in rows.zip(state) {
+            softmax_step(scores, keys, max, sum, (!first).then_some(out));
         }
     }
 }

@@ -35,7 +35,7 @@ pub(crate) fn tables(a: &CpuArgs<'_>) {
         for t in 0..tokens {
             let stats = 2 * ((head.n * tokens + t) * p.g as usize + head.g);
             let (q, dy) = (&x.q[at(t)], &x.dy[at(t)]);
-            runs(&p, t, 0..tokens, |a, b, key, len| {
+            for Run { a, b, at: key, len } in runs(&p, t, 0..tokens) {
                 for (b, key) in (b..).zip(key..key + len) {
                     let mut score = p.scale * dot(q, &x.k[at(key)]);
                     for (table, row) in [(tables.rel_h, a), (tables.rel_w, b)] {
@@ -52,7 +52,7 @@ pub(crate) fn tables(a: &CpuArgs<'_>) {
                         sums[width - 4] += ds;
                     }
                 }
-            });
+            }
         }
     }
 }
