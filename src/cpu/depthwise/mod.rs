@@ -21,7 +21,9 @@
 //! What it took: the weight gradient with sums in registers for a tile and not in memory for a pixel (480x14, 5x5, one thread: 2.4 ms to
 //! 1.0); its tasks by rows on large maps, which read memory in one go; rows fetched ahead there (144x56, 3x3, two threads: 4.6 ms to
 //! 2.4), which costs up to a fifth where the image is in the cache. Tiles at the border leave out what lies outside: copying rows with
-//! their border would be a load and a store for nine products. What is left on large maps is memory.
+//! their border would be a load and a store for nine products. What is left on large maps is memory. Stores past the caches, which should
+//! have saved the read of what they overwrite, made the passes over large maps 1.2 to 1.5 times slower here, and those of batch norm 1.2 to 1.3
+//! times: ordinary ones are kept.
 
 mod any;
 mod tiles;
