@@ -6,9 +6,10 @@
 //! map of 7x7 alone would leave a row of sums that fills a sixth of a tile. How many there are changes no bit of the result: each
 //! number is summed over the channels in order, whoever does it.
 
-use super::conv2d::{pack_rows, pointwise_weight_gradient};
+use super::conv2d::pointwise_weight_gradient;
 use super::gemm::{COLS, gemm};
 use super::global_attention::one_head;
+use super::pack::{pack_columns, pack_rows};
 use super::threads::{SharedMut, with_scratch};
 use crate::kernel::CpuArgs;
 use crate::ops::attention_block::AttentionBlockParams as Params;
@@ -32,7 +33,10 @@ pub(crate) fn proj(a: &CpuArgs<'_>) {
     let start = (p.residual == 1).then(|| a.f32(2));
     with_scratch(outputs.div_ceil(COLS) * depth * COLS, |packed| {
         let panels = packed.par_chunks_exact_mut(depth * COLS).enumerate();
-        panels.for_each(|(j, panel)| pack_rows(w, depth, j * COLS, outputs, panel));
+        panels.for_each(|(j, panel)| {
+            let rows = COLS.min(outputs - j * COLS);
+            pack_rows(&w[j * COLS * depth..], depth, (rows, depth), 1.0, panel);
+        });
         products(&[(a.f32(0), depth, packed)], outputs, start, a.f32_mut(3));
     });
 }
@@ -47,7 +51,10 @@ pub(crate) fn dgrad(a: &CpuArgs<'_>) {
     with_scratch(3 * each, |packed| {
         let panels = packed.par_chunks_exact_mut(depth * COLS).enumerate();
         let count = each / (depth * COLS);
-        panels.for_each(|(i, panel)| pack_columns(weights[i / count], c, i % count * COLS, panel));
+        panels.for_each(|(i, panel)| {
+            let first = i % count * COLS;
+            pack_columns(&weights[i / count][first..], c, COLS.min(c - first), 1.0, panel);
+        });
         let source =
             |i: usize| (&grads[i * part..][..p.rows() * depth], depth, &packed[i * each..][..each]);
         products(&[source(0), source(1), source(2)], c, start, a.f32_mut(5));
@@ -62,15 +69,6 @@ pub(crate) fn wgrad(a: &CpuArgs<'_>) {
     for (dw, grad) in a.f32_mut(2).chunks_exact_mut(p.weight as usize).zip(grads) {
         let grad = &grad[..rows * depth];
         pointwise_weight_gradient(rows, (c, depth), x, grad, &mut dw[..depth * c]);
-    }
-}
-
-/// panel[k][0..16] = w[k][first + 0..16] of w `[depth, c]`, zeros past the last column.
-fn pack_columns(w: &[f32], c: usize, first: usize, panel: &mut [f32]) {
-    let columns = COLS.min(c - first);
-    for (row, w) in panel.chunks_exact_mut(COLS).zip(w.chunks_exact(c)) {
-        row[..columns].copy_from_slice(&w[first..first + columns]);
-        row[columns..].fill(0.0);
     }
 }
 
@@ -152,7 +150,9 @@ fn forward(
     with_scratch(g * 3 * count * panel, |packed| {
         packed.par_chunks_exact_mut(panel).enumerate().for_each(|(i, out)| {
             let (head, which, j) = (i / count / 3, i / count % 3, i % count);
-            pack_rows(&weights[which][head * d * c..][..d * c], c, j * COLS, d, out);
+            let first = j * COLS;
+            let rows = &weights[which][(head * d + first) * c..];
+            pack_rows(rows, c, (COLS.min(d - first), c), 1.0, out);
         });
         let tasks = 4 * rayon::current_num_threads();
         let images = (BAND / (tokens * c)).min(n * g / tasks).clamp(1, n);

@@ -14,6 +14,7 @@
 
 use super::gemm::{COLS, gemm};
 use super::lanes::{F32x8, LANES};
+use super::pack::{pack_columns, pack_rows};
 use super::threads::SharedMut;
 use crate::kernel::CpuArgs;
 use crate::ops::global_attention::GlobalAttentionParams as Params;
@@ -50,8 +51,9 @@ fn inputs<'a>(a: &CpuArgs<'a>) -> Inputs<'a> {
 }
 
 /// Queries of a tile: a multiple of the 6 rows that `gemm` keeps in registers. Timed with 24..96 queries times 64..128 keys
-/// (14x14 and 28x28 places, d = 32 and 64): all within 5 %, as long as a tile fits the second-level cache.
-const TILE_Q: usize = 48;
+/// (14x14 and 28x28 places, d = 32 and 64): all within 5 %, as long as a tile fits the second-level cache; 54 leaves no tile of a
+/// few queries at the end of 7x7 and 14x14 places.
+const TILE_Q: usize = 54;
 /// Keys of a tile.
 const TILE_K: usize = 128;
 /// Row length of a tile: a little more, so that a column of it does not fall on few cache sets.
@@ -119,22 +121,14 @@ fn pack_tokens<'a>(
     let out = room(out, panels(count) * d * COLS);
     for (panel, out) in out.chunks_exact_mut(d * COLS).enumerate() {
         let first = panel * COLS;
-        let here = COLS.min(count - first);
-        if here < COLS {
-            out.fill(0.0);
-        }
-        for t in 0..here {
-            let row = &x[(first + t) * stride..][..d];
-            for (out, &v) in out.chunks_exact_mut(COLS).zip(row) {
-                out[t] = scale * v;
-            }
-        }
+        let rows = COLS.min(count - first);
+        pack_rows(&x[first * stride..], stride, (rows, d), scale, out);
     }
     out
 }
 
 /// Rows `[count, d]`, `stride` apart, as column panels: `out[c / 16][t][c % 16] = scale * x[t][c]`, zeros past d.
-fn pack_columns<'a>(
+fn pack_channels<'a>(
     x: &[f32],
     stride: usize,
     count: usize,
@@ -145,14 +139,7 @@ fn pack_columns<'a>(
     let out = room(out, panels(d) * count * COLS);
     for (panel, out) in out.chunks_exact_mut(count * COLS).enumerate() {
         let first = panel * COLS;
-        let here = COLS.min(d - first);
-        for (t, out) in out.chunks_exact_mut(COLS).enumerate() {
-            let row = &x[t * stride + first..][..here];
-            for (out, &v) in out.iter_mut().zip(row) {
-                *out = scale * v;
-            }
-            out[here..].fill(0.0);
-        }
+        pack_columns(&x[first..], stride, COLS.min(d - first), scale, out);
     }
     out
 }

@@ -27,6 +27,7 @@ pub(crate) mod lesa;
 pub(crate) mod local_attention;
 pub(crate) mod max_pool2d;
 pub(crate) mod optim_step;
+pub(crate) mod pack;
 pub(crate) mod peak;
 pub(crate) mod reduce;
 pub(crate) mod rows;

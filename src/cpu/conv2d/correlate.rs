@@ -11,7 +11,7 @@
 use super::Dims;
 use super::ends::{End, Sums};
 use crate::cpu::gemm::{COLS, ROWS, Sum, tile, tile_narrow};
-use crate::cpu::simd::vectorise;
+use crate::cpu::pack::pack_rows;
 use crate::cpu::threads::{SharedMut, with_scratch};
 use crate::ops::conv2d::Conv2dParams;
 use rayon::prelude::*;
@@ -21,10 +21,10 @@ pub(super) fn forward(params: &Conv2dParams, x: &[f32], w: &[f32], end: End<'_>,
     let d = Dims::new(params);
     let depth = d.kh * d.kw * d.c;
     with_scratch(d.o.div_ceil(COLS) * depth * COLS, |packed| {
-        packed
-            .par_chunks_exact_mut((depth * COLS).max(1))
-            .enumerate()
-            .for_each(|(j, panel)| pack_rows(w, depth, j * COLS, d.o, panel));
+        packed.par_chunks_exact_mut((depth * COLS).max(1)).enumerate().for_each(|(j, panel)| {
+            let rows = COLS.min(d.o - j * COLS);
+            pack_rows(&w[j * COLS * depth..], depth, (rows, depth), 1.0, panel);
+        });
         forward_job(&d).run(x, packed, end, y);
     });
 }
@@ -47,42 +47,6 @@ fn forward_job(d: &Dims) -> Correlation {
 pub(super) fn band_pixels(params: &Conv2dParams) -> usize {
     let job = forward_job(&Dims::new(params));
     job.band() * job.output.1
-}
-
-/// panel[k][0..16] = w[first + 0..16][k], zeros past the last row.
-pub(crate) fn pack_rows(w: &[f32], depth: usize, first: usize, rows: usize, panel: &mut [f32]) {
-    let cols = COLS.min(rows - first);
-    let w = &w[first * depth..(first + cols) * depth];
-    let blocks = depth / COLS;
-    vectorise!(|| {
-        let mut square = [[0.0f32; COLS]; COLS];
-        for (i, out) in panel.chunks_exact_mut(COLS * COLS).take(blocks).enumerate() {
-            for (row, w) in square.iter_mut().zip(w.chunks_exact(depth)) {
-                row.copy_from_slice(&w[i * COLS..(i + 1) * COLS]);
-            }
-            transpose(&square, out);
-        }
-    });
-    for k in blocks * COLS..depth {
-        for j in 0..COLS {
-            panel[k * COLS + j] = if j < cols { w[j * depth + k] } else { 0.0 };
-        }
-    }
-}
-
-/// out[i][j] = square[j][i], in steps of 8 x 8 that fit the registers.
-#[inline(always)]
-fn transpose(square: &[[f32; COLS]; COLS], out: &mut [f32]) {
-    for i0 in (0..COLS).step_by(8) {
-        for j0 in (0..COLS).step_by(8) {
-            let rows: [[f32; 8]; 8] =
-                std::array::from_fn(|j| std::array::from_fn(|i| square[j0 + j][i0 + i]));
-            for i in 0..8 {
-                let column: [f32; 8] = std::array::from_fn(|j| rows[j][i]);
-                out[(i0 + i) * COLS + j0..][..8].copy_from_slice(&column);
-            }
-        }
-    }
 }
 
 /// dx[n,h,w,c] = sum over the r,s,p,q with h = p*stride+r-pad (and the same in width) and o of dy[n,p,q,o] *

@@ -29,7 +29,6 @@ use super::simd::vectorise;
 use super::threads::{SharedMut, with_scratch};
 use crate::kernel::CpuArgs;
 use crate::ops::conv2d::Conv2dParams;
-pub(crate) use correlate::pack_rows;
 use correlate::{forward, input_gradient};
 use ends::{End, Norm};
 use rayon::prelude::*;

@@ -107,15 +107,15 @@ fn piece(
     let tables = Tables::of_head(p, x.tables, g);
     let keys = pack_tokens(k, stride, count, d, p.scale * LOG2_E, &mut s.keys);
     let values = pack_tokens(v, stride, count, d, 1.0, &mut s.values);
-    let key_columns = pack_columns(k, stride, count, d, p.scale, &mut s.key_columns);
-    let q_columns = pack_columns(&x.q[base..], stride, tokens, d, 1.0, &mut s.q_columns);
-    let dy_columns = pack_columns(&x.dy[base..], stride, tokens, d, 1.0, &mut s.dy_columns);
+    let key_columns = pack_channels(k, stride, count, d, p.scale, &mut s.key_columns);
+    let q_columns = pack_channels(&x.q[base..], stride, tokens, d, 1.0, &mut s.q_columns);
+    let dy_columns = pack_channels(&x.dy[base..], stride, tokens, d, 1.0, &mut s.dy_columns);
     let rel = PackedRel::new(p, &tables, &mut s.rel_h, &mut s.rel_w);
     let rel_columns = [
         (tables.rel_h, p.offsets_h(), &mut s.rel_h_columns),
         (tables.rel_w, p.offsets_w(), &mut s.rel_w_columns),
     ]
-    .map(|(x, rows, out)| x.map(|x| pack_columns(x, stride, rows, d, 1.0, out)));
+    .map(|(x, rows, out)| x.map(|x| pack_channels(x, stride, rows, d, 1.0, out)));
     let width = panels(d) * COLS;
     let (dk, dv) = (room(&mut s.dk, count * width), room(&mut s.dv, count * width));
     let dq = room(&mut s.dq, TILE_Q * width);

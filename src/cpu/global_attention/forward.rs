@@ -70,7 +70,7 @@ fn head(
     let tokens = p.tokens();
     let tables = Tables::of_head(p, tables, g);
     let keys = pack_tokens(&k[base..], stride, tokens, d, p.scale * LOG2_E, &mut scratch.keys);
-    let values = pack_columns(&v[base..], stride, tokens, d, 1.0, &mut scratch.values);
+    let values = pack_channels(&v[base..], stride, tokens, d, 1.0, &mut scratch.values);
     let rel = PackedRel::new(p, &tables, &mut scratch.rel_h, &mut scratch.rel_w);
     let scores = room(&mut scratch.scores, TILE_Q * WIDTH);
     let out_width = panels(d) * COLS;
