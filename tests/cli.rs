@@ -106,6 +106,8 @@ fn what_no_run_can_have_is_refused_before_anything_is_written() {
     fails(dir.path(), &["train", "--resume", "nowhere"], 2, &["nowhere: not a run directory"]);
     for words in [
         ["eval", "--checkpoint", "nowhere"].as_slice(),
+    let one_value = ["resnet18 at 32x32", "'layer4.0.bn1'", "1x1", "--batch-size 2", "--img-size"];
+    train(&["-b", "1", "--img-size", "32", "--model", "resnet18"], &one_value);
         &["predict", "--checkpoint", "nowhere", "."],
         &["export", "--checkpoint", "nowhere", "--out", "x.safetensors"],
     ] {

@@ -34,7 +34,7 @@ pub use vit::ViT;
 
 use crate::Device;
 use crate::error::{Error, Result};
-use crate::nn::{Differences, Init, Layer, Mode, Module, Parameters, StateDict, Value};
+use crate::nn::{Differences, Init, Layer, Mode, Module, Parameters, StateDict, Value, join};
 use crate::tensor::Tensor;
 
 /// A net and the store of all that it owns.
@@ -122,6 +122,21 @@ impl Model {
 
     /// Its parameters, for optimisers.
     pub fn parameters(&self) -> &Parameters {
+    /// The batch norm that has the smallest map to take statistics from in training, by its name, and the pixels of that map. Frozen
+    /// ones take none; `None` where there is no other.
+    pub fn smallest_norm(&self) -> Option<(String, usize)> {
+        let mut rows = Vec::new();
+        self.net.describe("", &[self.image.0, self.image.1, 3], &mut rows);
+        let frozen = |name: &str| {
+            ["weight", "bias"].iter().all(|part| self.parameters.is_frozen(&join(name, part)))
+        };
+        let norms = rows.into_iter().filter_map(|row| {
+            let pixels = row.output[..row.output.len() - 1].iter().product();
+            row.batch_norm.filter(|name| !frozen(name)).map(|name| (name, pixels))
+        });
+        norms.min_by_key(|norm| norm.1)
+    }
+
         &self.parameters
     }
 

@@ -69,6 +69,24 @@ pub(super) fn open_device(name: &str, precision: Precision) -> Result<Device> {
     Ok(device)
 }
 
+/// Whether a run that stands so has steps left that its config allows.
+pub(super) fn goes_on(config: &Config, state: &State) -> bool {
+    let most = config.train.max_steps;
+    state.epoch < config.train.epochs as u64 && (most == 0 || state.step < most)
+}
+
+/// Refuses batches and images so small that a batch norm would see one value a channel, which has no variance. `batch` is the number of
+/// images in a step.
+fn check_norms(model: &Model, batch: usize) -> Result<()> {
+    let Some((name, 1)) = model.smallest_norm().filter(|_| batch == 1) else { return Ok(()) };
+    let (h, w) = model.image();
+    Err(Error::usage(format!(
+        "steps of one image (--batch-size, or one image to train on) are too small for {} at {h}x{w} pixels: batch norm '{name}' would see \
+         a map of 1x1, one value a channel, and training needs two; take --batch-size 2 or more, or a larger --img-size",
+        model.spec()
+    )))
+}
+
 impl Parts {
     /// Opens device and data, and builds the model with its first weights.
     pub(super) fn new(config: &Config, split: Option<&Path>) -> Result<Self> {
@@ -85,6 +103,8 @@ impl Parts {
         if !config.train.freeze.is_empty() {
             model.freeze(&config.train.freeze)?;
         }
+        let batch = config.train.batch_size.min(images.split.train.len());
+        check_norms(&model, batch)?;
         Ok(Self { device, images, model })
     }
 
