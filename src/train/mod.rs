@@ -113,7 +113,7 @@ pub fn resume(config: &Config, progress: Progress) -> Result<Summary> {
         parts.load_pretrained(config, progress)?;
         return begin(config, progress, &dir, parts, start);
     }
-    let state = State::load(&last)?;
+    let mut state = State::load(&last)?;
     let classes = &parts.images.dataset.classes;
     if state.config_sha256 != config.fingerprint() || state.classes != *classes {
         return Err(Error::file(
@@ -122,7 +122,12 @@ pub fn resume(config: &Config, progress: Progress) -> Result<Summary> {
         ));
     }
     write_config(config, &dir)?;
-    let log = RunLog::resume(&dir, classes, state.step)?;
+    // A stop within an epoch left a row and perhaps a best of it. They stand as long as it goes no further.
+    if session::goes_on(config, &state) {
+        state.best = state.best.filter(|best| best.epoch <= state.epoch);
+    }
+    let epochs = state.epoch + u64::from(!session::goes_on(config, &state));
+    let log = RunLog::resume(&dir, classes, state.step, epochs)?;
     introduce(config, progress, &dir, &parts);
     progress.line(&format!("resumed   after {} epochs and {} steps", state.epoch, state.step));
     let mut session = Session::new(config, progress, &dir, parts, log, state)?;

@@ -194,15 +194,10 @@ impl Session {
 
     /// Trains until the last epoch, or the last step that the config allows.
     pub(super) fn fit(&mut self) -> Result<()> {
-        while self.state.epoch < self.config.train.epochs as u64 && !self.out_of_steps() {
+        while goes_on(&self.config, &self.state) {
             self.epoch()?;
         }
         Ok(())
-    }
-
-    fn out_of_steps(&self) -> bool {
-        let most = self.config.train.max_steps;
-        most > 0 && self.state.step >= most
     }
 
     /// One epoch, or the rest of one.
@@ -214,7 +209,7 @@ impl Session {
         let mut batches = self.train.epoch(epoch, self.state.epoch_step as usize)?;
         while let Some(batch) = batches.next() {
             self.step(&batch?, batches.last_wait(), &mut work)?;
-            if self.out_of_steps() {
+            if !goes_on(&self.config, &self.state) {
                 break;
             }
             let every = self.config.train.checkpoint_every;
@@ -337,13 +332,15 @@ impl Session {
             None => None,
         };
         let row = self.row(val.as_ref())?;
-        if self.state.epoch_step == self.train.batches() as u64 {
+        let whole = self.state.epoch_step == self.train.batches() as u64;
+        if whole {
             (self.state.epoch, self.state.epoch_step) = (self.state.epoch + 1, 0);
             self.state.running = Running::new(self.model.num_classes());
         }
-        // Without a validation part there is nothing to choose by, and the latest is called the best.
+        // Without a validation part there is nothing to choose by, and the latest is called the best. A part of an epoch is the best
+        // only until there is a whole one: a run that was stopped within an epoch and resumed chooses as one that was not.
         let reached = row.val_balanced_accuracy.unwrap_or(f64::NAN);
-        let stands = |best: &Best| best.val_balanced_accuracy >= reached; // false where one is NaN
+        let stands = |best: &Best| best.val_balanced_accuracy >= reached || !whole; // >= is false where one is NaN
         let beaten = !self.state.best.as_ref().is_some_and(stands);
         if beaten {
             self.state.best =
