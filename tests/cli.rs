@@ -75,7 +75,12 @@ fn unknown_words_and_keys_name_the_nearest() {
         2,
         &["a.toml:3: unknown key `train.batchsize`; did you mean `train.batch_size`?"],
     );
-    fails(dir.path(), &["train", "--config", "b.toml"], 1, &["b.toml: No such file"]);
+    fails(
+        dir.path(),
+        &["train", "--config", "b.toml"],
+        2,
+        &["--config b.toml: there is no such file"],
+    );
 }
 
 #[test]

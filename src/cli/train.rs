@@ -9,6 +9,7 @@ use crate::Result;
 use crate::config::{
     ClassWeights, Config, Layers, OptimName, Policy, Precision, SchedName, Setting,
 };
+use crate::io::paths;
 use crate::train::{self, Progress, run_dir};
 
 const EXAMPLES: &str = "Examples:
@@ -230,6 +231,7 @@ impl Options {
             None => Layers::new(),
         };
         if let Some(file) = &self.config {
+            paths::check_input("--config", file, "a TOML file such as configs/default.toml")?;
             layers.file(file)?;
         }
         for setting in self.settings() {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint;
 use crate::config::Config;
+use crate::io::paths;
 use crate::{Error, Result};
 
 /// Items by part, written once when the run begins.
@@ -21,6 +22,14 @@ pub fn create(config: &Config) -> Result<PathBuf> {
     } else {
         PathBuf::from(&config.output.dir)
     };
+    check(&dir)?;
+    std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
+    Ok(dir)
+}
+
+/// Refuses a directory that a new run cannot have: one that holds a run, or a path that is or goes through a file.
+pub(super) fn check(dir: &Path) -> Result<()> {
+    paths::check_output_folder("--output", dir)?;
     if dir.join(checkpoint::CONFIG).exists() {
         let shown = dir.display();
         return Err(Error::usage(format!(

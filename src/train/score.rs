@@ -11,7 +11,7 @@ use super::run_dir;
 use super::session::open_device;
 use crate::config::Config;
 use crate::data::{Dataset, Part, Split};
-use crate::io::safetensors;
+use crate::io::{paths, safetensors};
 use crate::models::{Load, Model, Spec};
 use crate::{Error, Result};
 
@@ -88,6 +88,9 @@ impl Score {
         let run = run_dir::of(&checkpoint);
         let (part, items) = self.items(&dataset, &run.join(run_dir::SPLIT))?;
         let size = (config.data.img_size, config.data.img_size);
+        if let Some(output) = &self.output {
+            paths::check_output_folder("--output", output)?;
+        }
         let model = Model::build(&spec, state.classes.len(), size, &device, config.train.seed)?;
         let weights = checkpoint::weights(&checkpoint, self.raw_weights)?;
         model.load(&safetensors::read(&weights)?, Load::Exact)?;
@@ -127,6 +130,34 @@ impl Score {
     ///
     /// The run's own split decides wherever it knows the data, under whatever path they are given, so that images that the
     /// model was trained on are not scored by mistake.
+    /// A name for the folder of results, and what they are of.
+    fn subject(&self, checkpoint: &Path, weights: &Path, data: &str) -> Result<(String, Value)> {
+        let precision = self.config.train.precision;
+        let trained = Config::load(&checkpoint.join(checkpoint::CONFIG))?.train.precision;
+        let raw = checkpoint.join(checkpoint::EMA).exists() && !weights.ends_with(checkpoint::EMA);
+        let mut name = run_dir::file_name(data);
+        for (differs, how) in [
+            (checkpoint.ends_with(checkpoint::LAST), checkpoint::LAST),
+            (raw, "raw"),
+            (precision != trained, precision.dtype().suffix()),
+        ] {
+            if differs {
+                name += &format!("-{how}");
+            }
+        }
+        // One data set may be given by several paths, and several may have one name.
+        let path = Path::new(&self.config.data.path);
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        let file_name = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned());
+        let subject = json!({
+            "checkpoint": file_name(checkpoint),
+            "weights": file_name(weights),
+            "precision": precision.dtype().suffix(),
+            "data": path.to_string_lossy(),
+        });
+        Ok((name, subject))
+    }
+
     fn items(&self, dataset: &Dataset, split: &Path) -> Result<(String, Vec<usize>)> {
         let own = if split.exists() { Split::read(dataset, split).ok() } else { None };
         let all = || ("all".to_owned(), (0..dataset.len()).collect());
