@@ -121,6 +121,50 @@ fn predictions_are_those_of_the_runs_evaluation() {
     }
 }
 
+/// An evaluation of other weights, in another precision or of other data never writes over another's results; the same one does.
+#[test]
+fn each_evaluation_has_a_folder_of_its_own() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let dir = root.path();
+    trained(dir, |config| config.train.ema = 0.5);
+    for number in 0..2 {
+        picture(&dir.join(format!("other/data/cat/{number}.png")), 50 + number, (16, 16));
+        picture(&dir.join(format!("other/data/dog/{number}.png")), 60 + number, (16, 16));
+    }
+    let mut folders: Vec<String> = Vec::new();
+    for (words, folder) in [
+        (&[][..], "data"),
+        (&["--checkpoint", "run/best", "--split", "val"], "data"),
+        (&["--raw-weights"], "data-raw"),
+        (&["--precision", "bf16"], "data-bf16"),
+        (&["--precision", "f32"], "data"),
+        (&["--checkpoint", "run/last", "--raw-weights", "--precision", "f16"], "data-last-raw-f16"),
+        (&["--data", "other/data"], "data-2"),
+        (&["--data", "other/../other/data"], "data-2"),
+        (&["--data", "data"], "data"),
+        (&["--output", "mine"], ""),
+    ] {
+        let checkpoint: &[&str] =
+            if words.contains(&"--checkpoint") { &[] } else { &["--checkpoint", "run"] };
+        let output = attn2d(dir, &[&["eval", "--device", "cpu"], checkpoint, words].concat());
+        assert!(output.status.success(), "{words:?}: {}", error_of(&output));
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let place = if folder.is_empty() { "mine/".into() } else { format!("run/eval/{folder}/") };
+        assert!(said.contains(&format!(" are in {place}\n")), "{words:?}: {said}");
+        if !folder.is_empty() {
+            folders.push(folder.into());
+        }
+        let found = fs::read_dir(dir.join("run/eval")).expect("results").count();
+        folders.sort();
+        folders.dedup();
+        assert_eq!(found, folders.len(), "{words:?}");
+    }
+    let of = fs::read_to_string(dir.join("run/eval/data-last-raw-f16/eval.json")).expect("what of");
+    for part in ["\"checkpoint\": \"last\"", "\"weights\": \"model.safetensors\"", "\"f16\""] {
+        assert!(of.contains(part), "{part} in {of}");
+    }
+}
+
 /// Whether pictures cannot be read is in the exit code, which they are and why on the error stream.
 #[test]
 fn pictures_that_cannot_be_read_are_listed() {

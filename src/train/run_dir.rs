@@ -36,8 +36,7 @@ pub(super) fn check(dir: &Path) -> Result<()> {
             "{shown} holds a run already: go on with it by --resume {shown}, or give another --output"
         )));
     }
-    std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
-    Ok(dir)
+    Ok(())
 }
 
 /// The config that a run was started with, its output directory being `dir`.
@@ -81,9 +80,14 @@ pub(super) fn file_name(name: &str) -> String {
 }
 
 fn unused(parent: &Path, name: &str) -> PathBuf {
-    let numbered = (2_u32..).map(|n| parent.join(format!("{name}-{n}")));
-    let mut candidates = std::iter::once(parent.join(name)).chain(numbered);
-    candidates.find(|dir| !dir.exists()).unwrap_or_else(|| parent.join(name))
+    numbered(parent, name, |dir| !dir.exists())
+}
+
+/// The first of `name`, `name-2`, `name-3` and on in a folder that will do.
+pub(super) fn numbered(parent: &Path, name: &str, will_do: impl Fn(&Path) -> bool) -> PathBuf {
+    let others = (2_u32..).map(|n| parent.join(format!("{name}-{n}")));
+    let mut candidates = std::iter::once(parent.join(name)).chain(others);
+    candidates.find(|dir| will_do(dir)).unwrap_or_else(|| parent.join(name))
 }
 
 #[cfg(test)]
