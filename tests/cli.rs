@@ -191,6 +191,17 @@ fn models_are_listed_explained_and_counted() {
     let sum: u64 = layers.iter().filter_map(|l| l["parameters"].as_u64()).sum();
     assert_eq!((&json["parameters"], sum), (&sum.into(), 5_717_416 - 998 * 193));
 
+    // 24 GB of parameters, counted in 2 GiB of addresses.
+    if cfg!(unix) {
+        let program = env!("CARGO_BIN_EXE_attn2d");
+        let line = format!("ulimit -v 2097152; exec {program:?} models describe resnet50:w1024");
+        let output = Command::new("sh").args(["-c", &line]).output().expect("sh");
+        let wide = text(&output.stdout);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let total = wide.lines().find(|l| l.trim_start().starts_with("total")).expect("a total");
+        assert!(total.contains("6,035,818,472"), "{total}");
+    }
+
     let words = ["models", "describe", "vit_ti_16", "--img-size", "100"];
     fails(dir.path(), &words, 2, &["100x100", "patches of 16x16", "--img-size 112"]);
     fails(dir.path(), &["models", "resnet18", "--num-classes", "0"], 2, &["0 classes"]);

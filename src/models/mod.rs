@@ -259,7 +259,7 @@ fn network(
 /// # Errors
 /// As [`Model::build`].
 pub fn layers(spec: &Spec, num_classes: usize, image: (usize, usize)) -> Result<Vec<Layer>> {
-    let net = network(&mut Init::blank(&Device::cpu()), spec, num_classes, image)?;
+    let net = network(&mut Init::blank(), spec, num_classes, image)?;
     let mut rows = Vec::new();
     net.describe("", &[image.0, image.1, 3], &mut rows);
     Ok(rows)
@@ -270,7 +270,7 @@ pub fn layers(spec: &Spec, num_classes: usize, image: (usize, usize)) -> Result<
 /// # Errors
 /// As [`Model::build`].
 pub fn count(spec: &Spec, num_classes: usize, image: (usize, usize)) -> Result<usize> {
-    let mut net = network(&mut Init::blank(&Device::cpu()), spec, num_classes, image)?;
+    let mut net = network(&mut Init::blank(), spec, num_classes, image)?;
     let mut count = 0;
     net.visit("", &mut |slot| {
         if let Value::Parameter { tensor, .. } = slot.value {
