@@ -17,6 +17,7 @@ mod efficientnet;
 mod freeze;
 mod matched;
 mod parts;
+mod positions;
 mod pretrained;
 mod resnet;
 pub mod spec;

@@ -124,6 +124,12 @@ impl Parts {
                 prefixes => format!(", without the prefix {}", prefixes.join(" ")),
             }
         ));
+        if let Some((from, to)) = loaded.positions {
+            progress.line(&format!(
+                "          position embeddings interpolated (bicubic) from {}x{} patches to {}x{}",
+                from.0, from.1, to.0, to.1
+            ));
+        }
         if let Some(why) = &loaded.new_head {
             progress.line(&format!("          the classifier starts anew: {why}"));
         }
