@@ -106,13 +106,13 @@ fn what_no_run_can_have_is_refused_before_anything_is_written() {
     train(&["--clip-grad", "-1"], &["optim.clip_grad = -1.0 must be finite and not negative"]);
     train(&["--freeze", "layer9.*,conv1"], &["freeze 'layer9.*'", "layer1"]);
     train(&["--freeze", "backbone,fc"], &["nothing is left to train"]);
+    let one_value = ["resnet18 at 32x32", "'layer4.0.bn1'", "1x1", "--batch-size 2", "--img-size"];
+    train(&["-b", "1", "--img-size", "32", "--model", "resnet18"], &one_value);
     train(&["--set", "train.precision=f8"], &["unknown variant `f8`", "`bf16`"]);
     train(&["--set", "train.freeze=layer1"], &["train.freeze=layer1", "list"]);
     fails(dir.path(), &["train", "--resume", "nowhere"], 2, &["nowhere: not a run directory"]);
     for words in [
         ["eval", "--checkpoint", "nowhere"].as_slice(),
-    let one_value = ["resnet18 at 32x32", "'layer4.0.bn1'", "1x1", "--batch-size 2", "--img-size"];
-    train(&["-b", "1", "--img-size", "32", "--model", "resnet18"], &one_value);
         &["predict", "--checkpoint", "nowhere", "."],
         &["export", "--checkpoint", "nowhere", "--out", "x.safetensors"],
     ] {
@@ -205,6 +205,10 @@ fn models_are_listed_explained_and_counted() {
     let words = ["models", "describe", "vit_ti_16", "--img-size", "100"];
     fails(dir.path(), &words, 2, &["100x100", "patches of 16x16", "--img-size 112"]);
     fails(dir.path(), &["models", "resnet18", "--num-classes", "0"], 2, &["0 classes"]);
+    let words = ["models", "resnet18+ga@4", "--img-size", "18446744073709551615"];
+    fails(dir.path(), &words, 2, &["18446744073709551615", "at most"]);
+    let words = ["models", "describe", "vit_b_16", "--img-size", "524288"];
+    fails(dir.path(), &words, 2, &["images of 524288x524288", "more than 2^31 - 1 elements"]);
     fails(dir.path(), &["models", "resnet18+ga@4:haeds=4"], 2, &["did you mean 'heads=8'?"]);
 }
 

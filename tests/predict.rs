@@ -212,17 +212,33 @@ fn what_cannot_be_predicted_is_one_clear_line() {
     fs::create_dir(dir.join("none")).expect("made");
     let mut dict =
         attn2d::io::safetensors::read(dir.join("run/best/model.safetensors")).expect("whole");
-    dict.metadata.insert("std".into(), "0.2".into());
-    attn2d::io::safetensors::write(dir.join("odd.safetensors"), &dict).expect("written");
+    for (file, key, value) in [
+        ("odd", "std", "0.2"),
+        ("zero", "std", "[0.2, 0, 0.2]"),
+        ("huge", "image_size", "99999999x99999999"),
+        ("other", "model", "resnet19"),
+    ] {
+        let mut dict = dict.clone();
+        dict.metadata.insert(key.into(), value.into());
+        let file = dir.join(format!("{file}.safetensors"));
+        attn2d::io::safetensors::write(file, &dict).expect("written");
+    }
     dict.metadata.clear();
     attn2d::io::safetensors::write(dir.join("plain.safetensors"), &dict).expect("written");
     fs::write(dir.join("text.safetensors"), "no weights").expect("written");
-    let cases: [(&[&str], i32, &str); 8] = [
+    let cases: [(&[&str], i32, &str); 11] = [
         (&["--checkpoint", "run", "missing"], 2, "missing: there is nothing at this path"),
         (&["--checkpoint", "run", "none"], 2, "none: no pictures (png, jpg, tif, bmp)"),
         (&["--checkpoint", "none", "data"], 2, "none: no checkpoint here"),
         (&["--checkpoint", "plain.safetensors", "data"], 1, "its metadata has no 'model'"),
         (&["--checkpoint", "odd.safetensors", "data"], 1, "metadata 'std' is 0.2"),
+        (&["--checkpoint", "zero.safetensors", "data"], 1, "expected numbers above 0"),
+        (&["--checkpoint", "huge.safetensors", "data"], 1, "up to 4096x4096"),
+        (
+            &["--checkpoint", "other.safetensors", "data"],
+            1,
+            "other.safetensors: metadata 'model': ",
+        ),
         (&["--checkpoint", "text.safetensors", "data"], 1, "not a safetensors file"),
         (&["--checkpoint", "run", "data", "-b", "0"], 2, "--batch-size 0"),
         (

@@ -67,7 +67,8 @@ impl Model {
     /// takes images of this size only; without `ga` any size will do.
     ///
     /// # Errors
-    /// [`Error::Usage`] for no classes or an empty image, [`Error::Device`] when memory runs out.
+    /// [`Error::Usage`] for no classes, an empty image, or so many that a parameter would have more than 2^31 - 1 numbers,
+    /// [`Error::Device`] when memory runs out.
     pub fn build(
         spec: &Spec,
         num_classes: usize,
@@ -121,8 +122,6 @@ impl Model {
         self.image
     }
 
-    /// Its parameters, for optimisers.
-    pub fn parameters(&self) -> &Parameters {
     /// The batch norm that has the smallest map to take statistics from in training, by its name, and the pixels of that map. Frozen
     /// ones take none; `None` where there is no other.
     pub fn smallest_norm(&self) -> Option<(String, usize)> {
@@ -138,6 +137,8 @@ impl Model {
         norms.min_by_key(|norm| norm.1)
     }
 
+    /// Its parameters, for optimisers.
+    pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
 
@@ -235,6 +236,9 @@ impl Model {
     }
 }
 
+/// The most classes, and pixels along a side of an image, that a model can be built for.
+const MOST: usize = 1 << 20;
+
 /// A net with fresh parameters.
 fn network(
     init: &mut Init,
@@ -242,16 +246,26 @@ fn network(
     num_classes: usize,
     image: (usize, usize),
 ) -> Result<Box<dyn Module>> {
+    let wanted = || {
+        let (h, w) = image;
+        format!("model '{spec}': {num_classes} classes and images of {h}x{w} pixels")
+    };
     if num_classes == 0 || image.0 == 0 || image.1 == 0 {
-        return Err(Error::usage(format!(
-            "model '{spec}': {num_classes} classes and images of {}x{} pixels; both must be above 0",
-            image.0, image.1
-        )));
+        return Err(Error::usage(format!("{}; both must be above 0", wanted())));
     }
-    Ok(match spec.backbone.family() {
-        Family::ResNet => Box::new(ResNet::new(init, spec, num_classes, image)?),
-        Family::EfficientNet => Box::new(EfficientNet::new(init, spec, num_classes, image)?),
-        Family::ViT => Box::new(ViT::new(init, spec, num_classes, image)?),
+    if num_classes > MOST || image.0 > MOST || image.1 > MOST {
+        return Err(Error::usage(format!("{}; both may be {MOST} at most", wanted())));
+    }
+    let net: Result<Box<dyn Module>> = match spec.backbone.family() {
+        Family::ResNet => ResNet::new(init, spec, num_classes, image).map(|net| Box::new(net) as _),
+        Family::EfficientNet => {
+            EfficientNet::new(init, spec, num_classes, image).map(|net| Box::new(net) as _)
+        }
+        Family::ViT => ViT::new(init, spec, num_classes, image).map(|net| Box::new(net) as _),
+    };
+    net.map_err(|error| match error {
+        Error::Shape { message, .. } => Error::usage(format!("{}: {message}", wanted())),
+        other => other,
     })
 }
 
