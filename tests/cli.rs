@@ -95,6 +95,8 @@ fn what_no_run_can_have_is_refused_before_anything_is_written() {
             expected,
         );
     };
+    train(&["--pretrained", ""], &["--pretrained"]);
+    train(&["--output", ""], &["--output"]);
     train(&["--lr", "-1"], &["optim.lr = -1.0 must be a positive number"]);
     train(&["--model", "resnet19"], &["resnet19", "resnet18"]);
     train(&["--data", "no/such/data"], &["no/such/data"]);
