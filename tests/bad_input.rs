@@ -171,8 +171,45 @@ fn a_checkpoint_of_another_model() {
     fails(dir.path(), &train(&["--pretrained", "cut.safetensors"]), 1, said);
     fails(
         dir.path(),
-        &train(&["--pretrained", "none.safetensors"]),
-        1,
-        &["none.safetensors: No such file"],
+        &["eval", "--checkpoint", "wide", "--output", "cut.safetensors"],
+        2,
+        NO_FOLDER,
     );
+    fs::remove_file(dir.path().join("wide/best/model.safetensors")).expect("removed");
+    let said = &["wide/best/model.safetensors: is missing", "give another"];
+    fails(dir.path(), &["predict", "--checkpoint", "wide", "cut.safetensors"], 1, said);
+}
+
+const NO_FOLDER: &[&str] = &["--output cut.safetensors", "is a file; expected a folder"];
+
+#[test]
+fn paths_that_will_not_do_are_named_with_their_option() {
+    let dir = temporary();
+    fs::write(dir.path().join("file"), "").expect("written");
+    fs::create_dir(dir.path().join("folder")).expect("made");
+    for (words, parts) in [
+        (
+            &["train", "--pretrained", "none"][..],
+            &["--pretrained none: there is no such file", "safetensors"][..],
+        ),
+        (
+            &["train", "--pretrained", "folder"],
+            &["--pretrained folder: is a folder", "safetensors"],
+        ),
+        (&["train", "--drop-head"], &["--drop-head", "--pretrained"]),
+        (&["train", "--output", "file"], &["--output file: file is a file", "expected a folder"]),
+        (&["train", "--output", "file/run"], &["--output file/run: file is a file"]),
+        (&["train", "--config", "none"], &["--config none: there is no such file", "TOML"]),
+        (&["train", "--config", "folder"], &["--config folder: is a folder", "TOML"]),
+        (&["train", "--resume", "file"], &["file: not a run directory"]),
+        (&["train", "--data", "none"], &["none: there is nothing at this path"]),
+        (&["eval", "--checkpoint", "file"], &["file: no checkpoint here"]),
+        (&["export", "--checkpoint", "folder", "--out", "folder"], &["--out folder: is a folder"]),
+        (&["verify", "--cases", "none"], &["--cases none: there is no such file", "a case file"]),
+        (&["verify", "--op", "relu", "--json", "folder"], &["--json folder: is a folder"]),
+        (&["verify", "--op", "relu", "--json", "no/x"], &["--json no/x: there is no folder no"]),
+    ] {
+        fails(dir.path(), words, 2, parts);
+    }
+    assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 2, "nothing is written");
 }

@@ -75,7 +75,12 @@ fn unknown_words_and_keys_name_the_nearest() {
         2,
         &["a.toml:3: unknown key `train.batchsize`; did you mean `train.batch_size`?"],
     );
-    fails(dir.path(), &["train", "--config", "b.toml"], 1, &["b.toml: No such file"]);
+    fails(
+        dir.path(),
+        &["train", "--config", "b.toml"],
+        2,
+        &["--config b.toml: there is no such file"],
+    );
 }
 
 #[test]
@@ -90,6 +95,8 @@ fn what_no_run_can_have_is_refused_before_anything_is_written() {
             expected,
         );
     };
+    train(&["--pretrained", ""], &["--pretrained"]);
+    train(&["--output", ""], &["--output"]);
     train(&["--lr", "-1"], &["optim.lr = -1.0 must be a positive number"]);
     train(&["--model", "resnet19"], &["resnet19", "resnet18"]);
     train(&["--data", "no/such/data"], &["no/such/data"]);
@@ -101,6 +108,8 @@ fn what_no_run_can_have_is_refused_before_anything_is_written() {
     train(&["--clip-grad", "-1"], &["optim.clip_grad = -1.0 must be finite and not negative"]);
     train(&["--freeze", "layer9.*,conv1"], &["freeze 'layer9.*'", "layer1"]);
     train(&["--freeze", "backbone,fc"], &["nothing is left to train"]);
+    let one_value = ["resnet18 at 32x32", "'layer4.0.bn1'", "1x1", "--batch-size 2", "--img-size"];
+    train(&["-b", "1", "--img-size", "32", "--model", "resnet18"], &one_value);
     train(&["--set", "train.precision=f8"], &["unknown variant `f8`", "`bf16`"]);
     train(&["--set", "train.freeze=layer1"], &["train.freeze=layer1", "list"]);
     fails(dir.path(), &["train", "--resume", "nowhere"], 2, &["nowhere: not a run directory"]);
@@ -184,9 +193,24 @@ fn models_are_listed_explained_and_counted() {
     let sum: u64 = layers.iter().filter_map(|l| l["parameters"].as_u64()).sum();
     assert_eq!((&json["parameters"], sum), (&sum.into(), 5_717_416 - 998 * 193));
 
+    // 24 GB of parameters, counted in 2 GiB of addresses.
+    if cfg!(unix) {
+        let program = env!("CARGO_BIN_EXE_attn2d");
+        let line = format!("ulimit -v 2097152; exec {program:?} models describe resnet50:w1024");
+        let output = Command::new("sh").args(["-c", &line]).output().expect("sh");
+        let wide = text(&output.stdout);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let total = wide.lines().find(|l| l.trim_start().starts_with("total")).expect("a total");
+        assert!(total.contains("6,035,818,472"), "{total}");
+    }
+
     let words = ["models", "describe", "vit_ti_16", "--img-size", "100"];
     fails(dir.path(), &words, 2, &["100x100", "patches of 16x16", "--img-size 112"]);
     fails(dir.path(), &["models", "resnet18", "--num-classes", "0"], 2, &["0 classes"]);
+    let words = ["models", "resnet18+ga@4", "--img-size", "18446744073709551615"];
+    fails(dir.path(), &words, 2, &["18446744073709551615", "at most"]);
+    let words = ["models", "describe", "vit_b_16", "--img-size", "524288"];
+    fails(dir.path(), &words, 2, &["images of 524288x524288", "more than 2^31 - 1 elements"]);
     fails(dir.path(), &["models", "resnet18+ga@4:haeds=4"], 2, &["did you mean 'heads=8'?"]);
 }
 

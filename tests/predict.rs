@@ -7,7 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use attn2d::config::{Config, Precision};
-use attn2d::train::{self, Progress};
+use attn2d::io::safetensors;
+use attn2d::models::{Load, Model};
+use attn2d::nn::{Mode, StateArray};
+use attn2d::tensor::philox::Philox;
+use attn2d::train::{self, Progress, Trained};
+use attn2d::{Device, Tensor, tape};
 
 fn attn2d(dir: &Path, words: &[&str]) -> Output {
     let program = env!("CARGO_BIN_EXE_attn2d");
@@ -76,7 +81,7 @@ fn predictions_are_those_of_the_runs_evaluation() {
     assert!(output.status.success(), "{}", error_of(&output));
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.contains("ema.safetensors") && said.contains("moving average"), "{said}");
-    let file = attn2d::io::safetensors::read(dir.join("model.safetensors")).expect("whole");
+    let file = safetensors::read(dir.join("model.safetensors")).expect("whole");
     assert_eq!(file.metadata["classes"], "[\"cat\",\"dog\"]");
     assert_eq!(file.metadata["image_size"], "16x16");
     assert!(file.arrays.contains_key("layer2.1.attn.proj.weight"));
@@ -118,6 +123,50 @@ fn predictions_are_those_of_the_runs_evaluation() {
     for (path, row) in &half {
         let p = |row: &BTreeMap<String, String>| row["p_cat"].parse::<f64>().expect("a number");
         assert!((p(row) - p(&predicted[path])).abs() < 0.05, "{path}");
+    }
+}
+
+/// An evaluation of other weights, in another precision or of other data never writes over another's results; the same one does.
+#[test]
+fn each_evaluation_has_a_folder_of_its_own() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let dir = root.path();
+    trained(dir, |config| config.train.ema = 0.5);
+    for number in 0..2 {
+        picture(&dir.join(format!("other/data/cat/{number}.png")), 50 + number, (16, 16));
+        picture(&dir.join(format!("other/data/dog/{number}.png")), 60 + number, (16, 16));
+    }
+    let mut folders: Vec<String> = Vec::new();
+    for (words, folder) in [
+        (&[][..], "data"),
+        (&["--checkpoint", "run/best", "--split", "val"], "data"),
+        (&["--raw-weights"], "data-raw"),
+        (&["--precision", "bf16"], "data-bf16"),
+        (&["--precision", "f32"], "data"),
+        (&["--checkpoint", "run/last", "--raw-weights", "--precision", "f16"], "data-last-raw-f16"),
+        (&["--data", "other/data"], "data-2"),
+        (&["--data", "other/../other/data"], "data-2"),
+        (&["--data", "data"], "data"),
+        (&["--output", "mine"], ""),
+    ] {
+        let checkpoint: &[&str] =
+            if words.contains(&"--checkpoint") { &[] } else { &["--checkpoint", "run"] };
+        let output = attn2d(dir, &[&["eval", "--device", "cpu"], checkpoint, words].concat());
+        assert!(output.status.success(), "{words:?}: {}", error_of(&output));
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let place = if folder.is_empty() { "mine/".into() } else { format!("run/eval/{folder}/") };
+        assert!(said.contains(&format!(" are in {place}\n")), "{words:?}: {said}");
+        if !folder.is_empty() {
+            folders.push(folder.into());
+        }
+        let found = fs::read_dir(dir.join("run/eval")).expect("results").count();
+        folders.sort();
+        folders.dedup();
+        assert_eq!(found, folders.len(), "{words:?}");
+    }
+    let of = fs::read_to_string(dir.join("run/eval/data-last-raw-f16/eval.json")).expect("what of");
+    for part in ["\"checkpoint\": \"last\"", "\"weights\": \"model.safetensors\"", "\"f16\""] {
+        assert!(of.contains(part), "{part} in {of}");
     }
 }
 
@@ -166,19 +215,34 @@ fn what_cannot_be_predicted_is_one_clear_line() {
     let dir = root.path();
     trained(dir, |_| {});
     fs::create_dir(dir.join("none")).expect("made");
-    let mut dict =
-        attn2d::io::safetensors::read(dir.join("run/best/model.safetensors")).expect("whole");
-    dict.metadata.insert("std".into(), "0.2".into());
-    attn2d::io::safetensors::write(dir.join("odd.safetensors"), &dict).expect("written");
+    let mut dict = safetensors::read(dir.join("run/best/model.safetensors")).expect("whole");
+    for (file, key, value) in [
+        ("odd", "std", "0.2"),
+        ("zero", "std", "[0.2, 0, 0.2]"),
+        ("huge", "image_size", "99999999x99999999"),
+        ("other", "model", "resnet19"),
+    ] {
+        let mut dict = dict.clone();
+        dict.metadata.insert(key.into(), value.into());
+        let file = dir.join(format!("{file}.safetensors"));
+        safetensors::write(file, &dict).expect("written");
+    }
     dict.metadata.clear();
-    attn2d::io::safetensors::write(dir.join("plain.safetensors"), &dict).expect("written");
+    safetensors::write(dir.join("plain.safetensors"), &dict).expect("written");
     fs::write(dir.join("text.safetensors"), "no weights").expect("written");
-    let cases: [(&[&str], i32, &str); 8] = [
+    let cases: [(&[&str], i32, &str); 11] = [
         (&["--checkpoint", "run", "missing"], 2, "missing: there is nothing at this path"),
         (&["--checkpoint", "run", "none"], 2, "none: no pictures (png, jpg, tif, bmp)"),
         (&["--checkpoint", "none", "data"], 2, "none: no checkpoint here"),
         (&["--checkpoint", "plain.safetensors", "data"], 1, "its metadata has no 'model'"),
         (&["--checkpoint", "odd.safetensors", "data"], 1, "metadata 'std' is 0.2"),
+        (&["--checkpoint", "zero.safetensors", "data"], 1, "expected numbers above 0"),
+        (&["--checkpoint", "huge.safetensors", "data"], 1, "up to 4096x4096"),
+        (
+            &["--checkpoint", "other.safetensors", "data"],
+            1,
+            "other.safetensors: metadata 'model': ",
+        ),
         (&["--checkpoint", "text.safetensors", "data"], 1, "not a safetensors file"),
         (&["--checkpoint", "run", "data", "-b", "0"], 2, "--batch-size 0"),
         (
@@ -212,57 +276,72 @@ fn python() -> Option<PathBuf> {
     None
 }
 
+/// A file as `attn2d export` writes it of a model with fresh weights, made so that no part of it is without effect: branches that start at
+/// nothing and small tables are larger, and the statistics of norms have begun to move.
+fn exported(file: &Path, model: &str, size: usize) {
+    let spec: attn2d::models::Spec = model.parse().expect(model);
+    let device = Device::cpu();
+    let net = Model::build(&spec, 2, (size, size), &device, 7).expect(model);
+    let mut weights = net.state().expect("weights");
+    for (name, array) in &mut weights.arrays {
+        let old = array.to_f32();
+        let small = old.iter().all(|x| x.abs() < 0.2);
+        let ends = |end: &str| name.ends_with(end);
+        let new = if ends(".attn.norm.weight") || ends(".attn.norm3.weight") {
+            vec![1.0; old.len()]
+        } else if small && (ends(".rel_h") || ends(".rel_w")) {
+            old.iter().map(|x| 10.0 * x).collect()
+        } else {
+            continue;
+        };
+        *array = StateArray::f32(&array.shape, new);
+    }
+    net.load(&weights, Load::Exact).expect("its own weights");
+    let noise = Philox { seed: 7, step: 0, op: u32::MAX };
+    let images = Tensor::randn(&device, &[4, size, size, 3], noise).expect("images");
+    tape::no_grad(|| net.forward(&images, &Mode::train(7, 1))).expect("statistics");
+    let weights = net.state().expect("weights");
+    let (classes, mean, std) =
+        (vec!["cat".into(), "dog".into()], [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]);
+    let trained = Trained { spec, classes, img_size: size, mean, std, precision: None, weights };
+    safetensors::write(file, &trained.export().expect("exported")).expect("written");
+}
+
 /// The script of the examples builds exported models in PyTorch: the same logits to 1e-4.
 #[test]
 fn exported_models_have_the_same_logits_in_pytorch() {
     let Some(python) = python() else { return };
     let root = tempfile::tempdir().expect("a temporary directory");
+    let dir = root.path();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/load_in_pytorch.py");
-    for (i, model) in
-        ["resnet18", "resnet18+la7@4", "resnet18+ga@4:append+ela3@3.1:heads=4,border=zero"]
-            .iter()
-            .enumerate()
-    {
-        let dir = root.path().join(i.to_string());
-        trained(&dir, |config| {
-            config.model.name = (*model).into();
-            config.data.img_size = 48;
-            config.train.ema = 0.5;
-        });
-        // Not of the model's size: the script resizes as the program does.
-        picture(&dir.join("new/large.png"), 7, (130, 101));
-        for words in [
-            &["export", "--checkpoint", "run", "--out", "m.safetensors"][..],
-            &[
-                "predict",
-                "--checkpoint",
-                "run",
-                "new",
-                "data/dog/1.png",
-                "--logits",
-                "--out",
-                "p.csv",
-                "--device",
-                "cpu",
-            ],
-        ] {
-            let output = attn2d(&dir, words);
-            assert!(output.status.success(), "{words:?}: {}", error_of(&output));
-        }
-        let run = |expect: &str| {
-            let words = [script, "m.safetensors", "--expect", expect];
-            Command::new(&python).args(words).current_dir(&dir).output().expect("Python starts")
-        };
+    // Not of the models' size: the script resizes as the program does.
+    picture(&dir.join("new/large.png"), 7, (130, 101));
+    picture(&dir.join("new/small.png"), 8, (24, 18));
+    let run = |expect: &str| {
+        let words = [script, "m.safetensors", "--expect", expect];
+        Command::new(&python).args(words).current_dir(dir).output().expect("Python starts")
+    };
+    // Strides of 2 on maps of even and odd sides are among them.
+    for model in [
+        "resnet18+ela3@3.1:heads=4,border=zero+botnet@2.1+ela-gaussian3@3.0+ga@4:append+la3@2.0:tables=sum",
+        "resnet50+ela5@4.0:sasa+nonlocal@3.5+lesa@3.2+ela-bottleneck3@3.1:append,heads=4",
+        "efficientnet_b0+la3@6.0:heads=4+botnet@4.0+ga@5.1:append,pos=none+lesa@5.2:append",
+        "vit_ti_16:w48,heads=2,depth=2,patch=8,dropout=0.1",
+    ] {
+        exported(&dir.join("m.safetensors"), model, 48);
+        let words = "predict --checkpoint m.safetensors new --logits --out p.csv --device cpu";
+        let output = attn2d(dir, &words.split(' ').collect::<Vec<_>>());
+        assert!(output.status.success(), "{model}: {}", error_of(&output));
         let output = run("p.csv");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         println!("{model}: {said}");
         assert!(output.status.success(), "{model}: {said}{}", error_of(&output));
-        assert!(said.contains("new/large.png: ") && said.contains("data/dog/1.png: "), "{said}");
-        // And a logit that is off is told.
-        let text = fs::read_to_string(dir.join("p.csv")).expect("a table");
-        let last = text.trim_end().rsplit(',').next().expect("a logit");
-        let off = text.replace(last, &(last.parse::<f64>().expect("a number") + 0.001).to_string());
-        fs::write(dir.join("off.csv"), off).expect("written");
-        assert_eq!(run("off.csv").status.code(), Some(1), "{model}");
+        assert!(said.contains("new/large.png: ") && said.contains("new/small.png: "), "{said}");
     }
+    // And a logit that is off is told.
+    let text = fs::read_to_string(dir.join("p.csv")).expect("a table");
+    let last = text.trim_end().rsplit(',').next().expect("a logit");
+    let off = text.replace(last, &(last.parse::<f64>().expect("a number") + 0.001).to_string());
+    fs::write(dir.join("off.csv"), off).expect("written");
+    assert_eq!(run("off.csv").status.code(), Some(1));
 }

@@ -111,6 +111,44 @@ fn a_run_killed_and_resumed_ends_with_the_same_bits() {
     }
 }
 
+/// `--max-steps` evaluates in the middle of an epoch. Whoever goes on from there gets what a run gets that was never stopped.
+#[test]
+fn a_run_stopped_within_epochs_and_resumed_ends_with_the_same_bits() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let (whole, stopped) = (root.path().join("whole"), root.path().join("stopped"));
+    let config = |dir: &Path, max_steps| {
+        let mut config = small(dir);
+        config.model.name = "resnet18:w8,stages=1,stem=small".into();
+        config.data.img_size = 16;
+        config.train.epochs = 2;
+        config.train.max_steps = max_steps;
+        config
+    };
+    train::run(&config(&whole, 0), Progress::Quiet).expect("a run");
+    let per_epoch = steps(&whole).len() as u64 / 2;
+    let rows = |dir: &Path| {
+        let rows = read_metrics(&dir.join("metrics.csv")).expect("metrics");
+        rows.iter().map(|row| (row.epoch, row.step)).collect::<Vec<_>>()
+    };
+    train::run(&config(&stopped, 3), Progress::Quiet).expect("its first steps");
+    assert_eq!(rows(&stopped), [(1, 3)]);
+    for (max_steps, expected) in [
+        (3, vec![(1, 3)]), // nothing to do: what was written stands
+        (per_epoch - 1, vec![(1, per_epoch - 1)]),
+        (per_epoch + 2, vec![(1, per_epoch), (2, per_epoch + 2)]),
+    ] {
+        let summary = train::resume(&config(&stopped, max_steps), Progress::Quiet).expect("more");
+        assert_eq!(rows(&stopped), expected);
+        assert_eq!(summary.best_epoch, 1);
+    }
+    train::resume(&config(&stopped, 0), Progress::Quiet).expect("the rest");
+    assert_eq!(rows(&stopped), [(1, per_epoch), (2, 2 * per_epoch)]);
+    for name in ["metrics.csv", "last/state.json", "best/model.safetensors", "summary.json"] {
+        let read = |dir: &Path| fs::read(dir.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(read(&whole) == read(&stopped), "{name} differs");
+    }
+}
+
 #[test]
 fn the_loss_falls_and_eval_repeats_the_score() {
     let root = tempfile::tempdir().expect("a temporary directory");

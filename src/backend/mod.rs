@@ -16,6 +16,7 @@ pub(crate) mod pool;
 #[cfg(any(feature = "cuda", feature = "cuda-emu"))]
 mod recorded;
 mod select;
+mod shapes;
 #[cfg(feature = "wgpu")]
 pub(crate) mod wgpu;
 #[cfg(feature = "wgpu")]
@@ -175,6 +176,11 @@ impl Device {
     /// The CPU: always there.
     pub fn cpu() -> Self {
         Self::from_backend(Box::new(cpu::CpuBackend::new()))
+    }
+
+    /// Tensors that have shapes and no memory: nothing can be read from them or computed with them.
+    pub(crate) fn shapes() -> Self {
+        Self::from_backend(shapes::backend())
     }
 
     pub(crate) fn from_backend(backend: Box<dyn Backend>) -> Self {

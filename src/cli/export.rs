@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::Result;
-use crate::io::safetensors;
+use crate::io::{paths, safetensors};
 use crate::train::Trained;
-use crate::train::log::check_output;
 
 const EXAMPLES: &str = "Examples:
   attn2d export --checkpoint runs/my-run --out model.safetensors
@@ -38,7 +37,7 @@ pub struct Options {
 /// # Errors
 /// As [`Trained::open`] and [`Trained::export`]; `Io` where the file cannot be written.
 pub fn export(options: &Options) -> Result<()> {
-    check_output(&options.out)?;
+    paths::check_output("--out", &options.out)?;
     let trained = Trained::open(&options.checkpoint, options.raw_weights)?;
     let dict = trained.export()?;
     safetensors::write(&options.out, &dict)?;

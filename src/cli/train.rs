@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use toml::Value;
 
 use crate::Result;
 use crate::config::{
     ClassWeights, Config, Layers, OptimName, Policy, Precision, SchedName, Setting,
 };
+use crate::io::paths;
 use crate::train::{self, Progress, run_dir};
 
 const EXAMPLES: &str = "Examples:
@@ -77,7 +79,7 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = "Model")]
     num_classes: Option<u32>,
     /// Safetensors file with torchvision's names to start from
-    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    #[arg(long, value_name = "FILE", value_parser = not_empty(), help_heading = "Model")]
     pretrained: Option<String>,
     /// Leave out the classifier of that file, also where it has as many classes
     #[arg(long, help_heading = "Model")]
@@ -154,7 +156,7 @@ pub struct Options {
     device: Option<String>,
 
     /// The run directory; a new one below runs/ if not given
-    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    #[arg(long, value_name = "DIR", value_parser = not_empty(), help_heading = "Run")]
     output: Option<String>,
     /// Go on with a run that was stopped
     #[arg(long, value_name = "RUN_DIR", conflicts_with_all = ["output", "config"], help_heading = "Run")]
@@ -171,6 +173,11 @@ pub struct Options {
     /// Print nothing but errors
     #[arg(short, long, help_heading = "Run")]
     quiet: bool,
+}
+
+/// An empty path, as of a shell variable that is not set, is a slip and not the default.
+fn not_empty() -> NonEmptyStringValueParser {
+    NonEmptyStringValueParser::new()
 }
 
 impl Options {
@@ -230,6 +237,7 @@ impl Options {
             None => Layers::new(),
         };
         if let Some(file) = &self.config {
+            paths::check_input("--config", file, "a TOML file such as configs/default.toml")?;
             layers.file(file)?;
         }
         for setting in self.settings() {

@@ -1,7 +1,8 @@
-//! Files: state dicts as safetensors, compiled kernels.
+//! Files: state dicts as safetensors, compiled kernels, paths that users give.
 
 #[cfg(feature = "cuda")]
 pub(crate) mod kernel_cache;
+pub mod paths;
 pub mod safetensors;
 
 use crate::error::{Error, Result};

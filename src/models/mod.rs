@@ -17,6 +17,7 @@ mod efficientnet;
 mod freeze;
 mod matched;
 mod parts;
+mod positions;
 mod pretrained;
 mod resnet;
 pub mod spec;
@@ -34,7 +35,7 @@ pub use vit::ViT;
 
 use crate::Device;
 use crate::error::{Error, Result};
-use crate::nn::{Differences, Init, Layer, Mode, Module, Parameters, StateDict, Value};
+use crate::nn::{Differences, Init, Layer, Mode, Module, Parameters, StateDict, Value, join};
 use crate::tensor::Tensor;
 
 /// A net and the store of all that it owns.
@@ -66,7 +67,8 @@ impl Model {
     /// takes images of this size only; without `ga` any size will do.
     ///
     /// # Errors
-    /// [`Error::Usage`] for no classes or an empty image, [`Error::Device`] when memory runs out.
+    /// [`Error::Usage`] for no classes, an empty image, or so many that a parameter would have more than 2^31 - 1 numbers,
+    /// [`Error::Device`] when memory runs out.
     pub fn build(
         spec: &Spec,
         num_classes: usize,
@@ -118,6 +120,21 @@ impl Model {
     /// Height and width of the images it was built for.
     pub fn image(&self) -> (usize, usize) {
         self.image
+    }
+
+    /// The batch norm that has the smallest map to take statistics from in training, by its name, and the pixels of that map. Frozen
+    /// ones take none; `None` where there is no other.
+    pub fn smallest_norm(&self) -> Option<(String, usize)> {
+        let mut rows = Vec::new();
+        self.net.describe("", &[self.image.0, self.image.1, 3], &mut rows);
+        let frozen = |name: &str| {
+            ["weight", "bias"].iter().all(|part| self.parameters.is_frozen(&join(name, part)))
+        };
+        let norms = rows.into_iter().filter_map(|row| {
+            let pixels = row.output[..row.output.len() - 1].iter().product();
+            row.batch_norm.filter(|name| !frozen(name)).map(|name| (name, pixels))
+        });
+        norms.min_by_key(|norm| norm.1)
     }
 
     /// Its parameters, for optimisers.
@@ -219,6 +236,9 @@ impl Model {
     }
 }
 
+/// The most classes, and pixels along a side of an image, that a model can be built for.
+const MOST: usize = 1 << 20;
+
 /// A net with fresh parameters.
 fn network(
     init: &mut Init,
@@ -226,16 +246,26 @@ fn network(
     num_classes: usize,
     image: (usize, usize),
 ) -> Result<Box<dyn Module>> {
+    let wanted = || {
+        let (h, w) = image;
+        format!("model '{spec}': {num_classes} classes and images of {h}x{w} pixels")
+    };
     if num_classes == 0 || image.0 == 0 || image.1 == 0 {
-        return Err(Error::usage(format!(
-            "model '{spec}': {num_classes} classes and images of {}x{} pixels; both must be above 0",
-            image.0, image.1
-        )));
+        return Err(Error::usage(format!("{}; both must be above 0", wanted())));
     }
-    Ok(match spec.backbone.family() {
-        Family::ResNet => Box::new(ResNet::new(init, spec, num_classes, image)?),
-        Family::EfficientNet => Box::new(EfficientNet::new(init, spec, num_classes, image)?),
-        Family::ViT => Box::new(ViT::new(init, spec, num_classes, image)?),
+    if num_classes > MOST || image.0 > MOST || image.1 > MOST {
+        return Err(Error::usage(format!("{}; both may be {MOST} at most", wanted())));
+    }
+    let net: Result<Box<dyn Module>> = match spec.backbone.family() {
+        Family::ResNet => ResNet::new(init, spec, num_classes, image).map(|net| Box::new(net) as _),
+        Family::EfficientNet => {
+            EfficientNet::new(init, spec, num_classes, image).map(|net| Box::new(net) as _)
+        }
+        Family::ViT => ViT::new(init, spec, num_classes, image).map(|net| Box::new(net) as _),
+    };
+    net.map_err(|error| match error {
+        Error::Shape { message, .. } => Error::usage(format!("{}: {message}", wanted())),
+        other => other,
     })
 }
 
@@ -244,7 +274,7 @@ fn network(
 /// # Errors
 /// As [`Model::build`].
 pub fn layers(spec: &Spec, num_classes: usize, image: (usize, usize)) -> Result<Vec<Layer>> {
-    let net = network(&mut Init::blank(&Device::cpu()), spec, num_classes, image)?;
+    let net = network(&mut Init::blank(), spec, num_classes, image)?;
     let mut rows = Vec::new();
     net.describe("", &[image.0, image.1, 3], &mut rows);
     Ok(rows)
@@ -255,7 +285,7 @@ pub fn layers(spec: &Spec, num_classes: usize, image: (usize, usize)) -> Result<
 /// # Errors
 /// As [`Model::build`].
 pub fn count(spec: &Spec, num_classes: usize, image: (usize, usize)) -> Result<usize> {
-    let mut net = network(&mut Init::blank(&Device::cpu()), spec, num_classes, image)?;
+    let mut net = network(&mut Init::blank(), spec, num_classes, image)?;
     let mut count = 0;
     net.visit("", &mut |slot| {
         if let Value::Parameter { tensor, .. } = slot.value {

@@ -1,7 +1,6 @@
 //! Where a model's parameters are.
 
 use super::{Family, Spec, network};
-use crate::Device;
 use crate::error::Result;
 use crate::nn::{Init, Slot, Value};
 
@@ -26,7 +25,7 @@ pub fn count_parts(
     num_classes: usize,
     image: (usize, usize),
 ) -> Result<Vec<PartCount>> {
-    let mut net = network(&mut Init::blank(&Device::cpu()), spec, num_classes, image)?;
+    let mut net = network(&mut Init::blank(), spec, num_classes, image)?;
     let mut parts: Vec<PartCount> = Vec::new();
     net.visit("", &mut |Slot { name, value }| {
         let Value::Parameter { tensor, .. } = value else { return };

@@ -20,12 +20,15 @@ pub struct Loaded {
     pub prefixes: Vec<&'static str>,
     /// Why the classifier starts anew, where it does.
     pub new_head: Option<String>,
+    /// Heights and widths of the maps of patches that a transformer's position embeddings were interpolated from and to, where the
+    /// file's are for images of another size.
+    pub positions: Option<((usize, usize), (usize, usize))>,
 }
 
 impl Model {
     /// Takes over pretrained weights as [`Load::Pretrained`] does. Prefixes `module.`, `backbone.` and `model.` are taken off names that
     /// the model does not know with them; a classifier of another number of classes, or under another name, is left out, and so is any
-    /// for `drop_head`.
+    /// for `drop_head`. A transformer's position embeddings for images of another size are interpolated, as torchvision does.
     ///
     /// # Errors
     /// As [`Model::load`], and [`Error::File`] where numbers are not finite or two names become one without their prefixes.
@@ -37,12 +40,13 @@ impl Model {
         }
         let (dict, prefixes) = self.without_prefixes(dict)?;
         let mut dict = timm::with_torchvision_names(self.spec.backbone.family(), &dict);
+        let positions = self.fit_positions(&mut dict)?;
         let mut new_head = drop_head.then(|| "left out by --drop-head".to_owned());
         if new_head.is_none() {
             match self.load(&dict, Load::Pretrained { drop_head: false }) {
                 Ok(differences) => {
                     let taken = dict.arrays.len() - differences.unexpected.len();
-                    return Ok(Loaded { taken, differences, prefixes, new_head });
+                    return Ok(Loaded { taken, differences, prefixes, new_head, positions });
                 }
                 // What does not fit may be the classifier alone.
                 Err(error) => new_head = Some(self.other_head(&dict).ok_or(error)?),
@@ -51,7 +55,7 @@ impl Model {
         dict.arrays.retain(|name, _| !is_head(name));
         let differences = self.load(&dict, Load::Pretrained { drop_head: true })?;
         let taken = dict.arrays.len() - differences.unexpected.len();
-        Ok(Loaded { taken, differences, prefixes, new_head })
+        Ok(Loaded { taken, differences, prefixes, new_head, positions })
     }
 
     fn without_prefixes(&self, dict: &StateDict) -> Result<(StateDict, Vec<&'static str>)> {

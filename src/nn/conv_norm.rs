@@ -51,6 +51,7 @@ impl Module for ConvNorm {
         if let Some(row) = rows.last_mut() {
             row.kind += &format!(", {}", self.norm.kind());
             row.parameters += self.norm.parameters();
+            row.batch_norm = Some(join(prefix, self.names[1]));
         }
         output
     }

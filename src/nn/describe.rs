@@ -16,13 +16,15 @@ pub struct Layer {
     pub flop: f64,
     /// (Query, key) pairs of all heads where it is an attention, else 0.
     pub pairs: f64,
+    /// The name of the batch norm that its output goes through, where there is one.
+    pub batch_norm: Option<String>,
 }
 
 impl Layer {
     /// A layer without products, such as pooling.
     pub fn new(name: &str, kind: impl Into<String>, output: &[usize], parameters: usize) -> Self {
         let (name, kind, output) = (name.into(), kind.into(), output.to_vec());
-        Self { name, kind, output, parameters, flop: 0.0, pairs: 0.0 }
+        Self { name, kind, output, parameters, flop: 0.0, pairs: 0.0, batch_norm: None }
     }
 
     /// The same layer with products of `flop` operations.

@@ -21,9 +21,9 @@ impl Init {
         Self { device: device.clone(), seed, next: 0, blank: false }
     }
 
-    /// Parameters that are allocated and never written: to count and name them, or where a file will fill them.
-    pub fn blank(device: &Device) -> Self {
-        Self { blank: true, ..Self::new(device, 0) }
+    /// Parameters that have shapes and no memory, at no cost: to count and name them. A module made of them cannot compute.
+    pub fn blank() -> Self {
+        Self { blank: true, ..Self::new(&Device::shapes(), 0) }
     }
 
     /// Normal with mean 0.
@@ -50,7 +50,7 @@ impl Init {
         self.fill(shape, |_, _| value)
     }
 
-    /// Elements that are not learned and not drawn; they are written even by a blank init.
+    /// Elements that are not learned and not drawn.
     ///
     /// # Errors
     /// As [`Init::normal`].

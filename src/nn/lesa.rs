@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let build = |config| Lesa::new(&mut Init::blank(&Device::cpu()), config);
+        let build = |config| Lesa::new(&mut Init::blank(), config);
         let refused = |config| build(config).err().expect("refused").to_string();
         assert!(refused(LesaConfig { heads: 3, ..CONFIG }).contains("a multiple of 6, not 16"));
         assert!(refused(LesaConfig { groups: 3, ..CONFIG }).contains("3 groups"));

@@ -127,7 +127,8 @@ impl Module for BatchNorm {
     }
 
     fn describe(&self, prefix: &str, input: &[usize], rows: &mut Vec<Layer>) -> Vec<usize> {
-        rows.push(Layer::new(prefix, self.kind(), input, self.parameters()));
+        let layer = Layer::new(prefix, self.kind(), input, self.parameters());
+        rows.push(Layer { batch_norm: Some(prefix.into()), ..layer });
         input.to_vec()
     }
 

@@ -202,11 +202,17 @@ impl State {
 
 /// The file of weights that a checkpoint stands for: the average, where its run has one and `raw` does not ask for the last step's.
 ///
-/// Errors: `File` where the average should be there and is not; those of its config.
+/// Errors: `File` where weights should be there and are not; those of its config.
 pub fn weights(dir: &Path, raw: bool) -> Result<PathBuf> {
-    let average = dir.join(EMA);
+    let (average, model) = (dir.join(EMA), dir.join(MODEL));
+    if !model.exists() {
+        return Err(Error::file(
+            &model,
+            "is missing: the checkpoint is not whole; give another one",
+        ));
+    }
     if raw {
-        return Ok(dir.join(MODEL));
+        return Ok(model);
     }
     if average.exists() {
         return Ok(average);
@@ -218,7 +224,7 @@ pub fn weights(dir: &Path, raw: bool) -> Result<PathBuf> {
         );
         return Err(Error::file(&average, message));
     }
-    Ok(dir.join(MODEL))
+    Ok(model)
 }
 
 /// Saves `files` (name and content) as the checkpoint directory `dir`, whole or not at all.

@@ -39,14 +39,15 @@ impl Events {
         Ok(events)
     }
 
-    /// Continues a file after `step`: later records go, and so does a record that a kill left half written. A file that
-    /// is missing is started anew.
-    pub fn resume(path: &Path, step: u64) -> Result<Self> {
+    /// Continues a file after `step`: later records go, and so does a record that a kill left half written. Of several records of
+    /// that step (its own, and that of an epoch that ends with it) all but the first go too, unless `ends_epoch`. A file that is
+    /// missing is started anew.
+    pub fn resume(path: &Path, step: u64, ends_epoch: bool) -> Result<Self> {
         if !path.exists() {
             return Self::create(path);
         }
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let kept = length_up_to(&bytes, step);
+        let kept = length_up_to(&bytes, step, ends_epoch);
         if kept == 0 {
             return Self::create(path);
         }
@@ -120,14 +121,15 @@ fn put_bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// Bytes up to the first record that is later than `step`, damaged or cut off.
-fn length_up_to(bytes: &[u8], step: u64) -> usize {
-    let mut at = 0;
+/// Bytes up to the first record that is later than `step`, damaged or cut off, or, unless `ends_epoch`, a second one of it.
+fn length_up_to(bytes: &[u8], step: u64, ends_epoch: bool) -> usize {
+    let (mut at, mut before) = (0, None);
     while let Some(end) = record_end(bytes, at) {
-        if step_of(&bytes[at + 12..end - 4]).is_none_or(|s| s > step) {
+        let Some(s) = step_of(&bytes[at + 12..end - 4]).filter(|s| *s <= step) else { break };
+        if !ends_epoch && s == step && before == Some(s) {
             break;
         }
-        at = end;
+        (at, before) = (end, Some(s));
     }
     at
 }
@@ -278,14 +280,24 @@ mod tests {
         }
         let bytes = std::fs::read(&path).expect("the file");
         std::fs::write(&path, &bytes[..bytes.len() - 3]).expect("a torn end");
-        let mut events = Events::resume(&path, 200).expect("continued");
+        let mut events = Events::resume(&path, 200, true).expect("continued");
         events.scalars(201, &[("b", 1.0)]).expect("written");
         let steps: Vec<u64> = scalars(&path).iter().map(|s| s.0).collect();
         assert_eq!(steps, [1, 127, 128, 200, 201]);
-        Events::resume(&path, 0).expect("back to the start");
+        // The epoch's record goes, that of the step that ended it stays.
+        let mut events = Events::resume(&path, 201, true).expect("continued");
+        events.scalars(201, &[("epoch/x", 1.0)]).expect("written");
+        for (ends_epoch, last) in [(true, "epoch/x"), (false, "b"), (false, "b")] {
+            Events::resume(&path, 201, ends_epoch).expect("continued");
+            assert_eq!(scalars(&path).last().map(|s| &*s.1), Some(last));
+        }
+        Events::resume(&path, 0, true).expect("back to the start");
         assert_eq!(scalars(&path), []);
         std::fs::write(&path, b"junk").expect("a damaged file");
-        Events::resume(&path, 5).expect("started anew").scalars(6, &[("c", 2.0)]).expect("written");
+        Events::resume(&path, 5, true)
+            .expect("started anew")
+            .scalars(6, &[("c", 2.0)])
+            .expect("written");
         assert_eq!(scalars(&path), [(6, "c".to_owned(), 2.0)]);
     }
 }

@@ -162,14 +162,17 @@ impl RunLog {
         Self::open(dir, events, Vec::new())
     }
 
-    /// Continues the logs of a run after optimiser step `step`; rows beyond it are cut away.
-    pub fn resume(dir: &Path, classes: &[String], step: u64) -> Result<Self> {
+    /// Continues the logs of a run after optimiser step `step`; rows beyond it are cut away, and so is the row of an epoch later than
+    /// number `epoch` (from 1): one that a stop within it left behind, and that is written again when the epoch is over.
+    pub fn resume(dir: &Path, classes: &[String], step: u64, epoch: u64) -> Result<Self> {
         let metrics = dir.join(METRICS);
         let mut rows = if metrics.exists() { read_metrics(&metrics)? } else { Vec::new() };
         rows.retain(|row| row.step <= step);
+        let written = rows.len();
+        rows.retain(|row| row.epoch <= epoch);
         write_metrics(&metrics, classes, &rows)?;
         cut_steps(&dir.join(STEPS), step)?;
-        let events = Events::resume(&dir.join(events::FILE_NAME), step)?;
+        let events = Events::resume(&dir.join(events::FILE_NAME), step, rows.len() == written)?;
         Self::open(dir, events, rows)
     }
 
@@ -269,23 +272,6 @@ fn cut_steps(path: &Path, step: u64) -> Result<()> {
     if kept.len() == text.len() { Ok(()) } else { replace(path, kept.as_bytes()) }
 }
 
-/// Refuses, before any work, an `--out` that no file can be written to.
-///
-/// Errors: `Usage` for a folder, and for a file in a folder that does not exist.
-pub fn check_output(out: &Path) -> Result<()> {
-    if out.is_dir() {
-        let message = format!("--out {}: is a folder; name a file in it", out.display());
-        return Err(Error::usage(message));
-    }
-    match out.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
-        Some(folder) => {
-            let (out, folder) = (out.display(), folder.display());
-            Err(Error::usage(format!("--out {out}: there is no folder {folder}; make it first")))
-        }
-        None => Ok(()),
-    }
-}
-
 /// Replaces a file in one step: whoever looks sees the old content or the new.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -370,7 +356,7 @@ mod tests {
         };
         tear(STEPS, "{\"step\":26,\"epo");
         tear(METRICS, "3,30,0.0");
-        let mut log = RunLog::resume(dir.path(), &classes(), 13).expect("resumed");
+        let mut log = RunLog::resume(dir.path(), &classes(), 13, 1).expect("resumed");
         assert_eq!(log.rows(), [epoch_row(1)]);
         log.step(&step_row(14)).expect("written");
         log.epoch(epoch_row(2)).expect("written");
@@ -379,6 +365,11 @@ mod tests {
         assert_eq!(text.lines().collect::<Vec<_>>(), (1..=14).map(line).collect::<Vec<_>>());
         let rows = read_metrics(&dir.path().join(METRICS)).expect("read");
         assert_eq!(rows, [epoch_row(1), epoch_row(2)]);
+        drop(log);
+        // The second epoch was stopped in its middle: it will have another row.
+        let log = RunLog::resume(dir.path(), &classes(), 20, 1).expect("resumed");
+        assert_eq!(log.rows(), [epoch_row(1)]);
+        assert_eq!(read_metrics(&dir.path().join(METRICS)).expect("read"), [epoch_row(1)]);
     }
 
     #[test]

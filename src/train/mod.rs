@@ -51,6 +51,7 @@ pub use trained::Trained;
 
 use crate::config::{Config, Precision};
 use crate::data::Format;
+use crate::io::paths;
 use crate::{Error, Result};
 use checkpoint::State;
 use log::RunLog;
@@ -81,10 +82,30 @@ pub struct Summary {
 /// stops being finite; those of data, device and files.
 pub fn run(config: &Config, progress: Progress) -> Result<Summary> {
     let start = Instant::now();
+    check_pretrained(config)?;
+    if !config.output.dir.is_empty() {
+        run_dir::check(Path::new(&config.output.dir))?;
+    }
     let parts = Parts::new(config, None)?;
     parts.load_pretrained(config, progress)?;
     let dir = run_dir::create(config)?;
     begin(config, progress, &dir, parts, start)
+}
+
+/// Refuses weights that a run cannot begin with, before the data are looked at.
+fn check_pretrained(config: &Config) -> Result<()> {
+    let pretrained = &config.model.pretrained;
+    if config.model.drop_head && pretrained.is_empty() {
+        return Err(Error::usage(
+            "--drop-head (model.drop_head) leaves out the classifier of a file of weights, but none is given; name one by \
+             --pretrained, or leave --drop-head out",
+        ));
+    }
+    if pretrained.is_empty() {
+        return Ok(());
+    }
+    let expected = "a safetensors file of weights with torchvision's names";
+    paths::check_input("--pretrained", Path::new(pretrained), expected)
 }
 
 /// Goes on with the run in `config.output.dir`; `config` is that run's own ([`run_dir::read_config`]), changed at most in
@@ -106,6 +127,9 @@ pub fn resume(config: &Config, progress: Progress) -> Result<Summary> {
     let last = dir.join(checkpoint::LAST);
     checkpoint::recover(&dir.join(checkpoint::BEST))?;
     let resumable = checkpoint::recover(&last)?;
+    if !resumable {
+        check_pretrained(config)?;
+    }
     let split = dir.join(run_dir::SPLIT);
     let parts = Parts::new(config, split.exists().then_some(&*split))?;
     if !resumable {
@@ -113,7 +137,7 @@ pub fn resume(config: &Config, progress: Progress) -> Result<Summary> {
         parts.load_pretrained(config, progress)?;
         return begin(config, progress, &dir, parts, start);
     }
-    let state = State::load(&last)?;
+    let mut state = State::load(&last)?;
     let classes = &parts.images.dataset.classes;
     if state.config_sha256 != config.fingerprint() || state.classes != *classes {
         return Err(Error::file(
@@ -122,7 +146,12 @@ pub fn resume(config: &Config, progress: Progress) -> Result<Summary> {
         ));
     }
     write_config(config, &dir)?;
-    let log = RunLog::resume(&dir, classes, state.step)?;
+    // A stop within an epoch left a row and perhaps a best of it. They stand as long as it goes no further.
+    if session::goes_on(config, &state) {
+        state.best = state.best.filter(|best| best.epoch <= state.epoch);
+    }
+    let epochs = state.epoch + u64::from(!session::goes_on(config, &state));
+    let log = RunLog::resume(&dir, classes, state.step, epochs)?;
     introduce(config, progress, &dir, &parts);
     progress.line(&format!("resumed   after {} epochs and {} steps", state.epoch, state.step));
     let mut session = Session::new(config, progress, &dir, parts, log, state)?;

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::evaluate;
-use super::log::{check_output, replace};
+use super::log::replace;
 use super::metrics::Predictions;
 use super::progress::Progress;
 use super::session::open_device;
 use super::trained::Trained;
 use crate::config::Precision;
 use crate::data::{self, Transform};
+use crate::io::paths;
 use crate::models::Model;
 use crate::{Error, Result, Tensor};
 
@@ -71,7 +72,7 @@ impl Predict {
         }
         let paths = self.paths()?;
         if let Some(out) = &self.out {
-            check_output(out)?;
+            paths::check_output("--out", out)?;
         }
         let trained = Trained::open(&self.checkpoint, self.raw_weights)?;
         let precision = self.precision.or(trained.precision).unwrap_or_default();

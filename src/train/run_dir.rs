@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint;
 use crate::config::Config;
+use crate::io::paths;
 use crate::{Error, Result};
 
 /// Items by part, written once when the run begins.
@@ -21,14 +22,21 @@ pub fn create(config: &Config) -> Result<PathBuf> {
     } else {
         PathBuf::from(&config.output.dir)
     };
+    check(&dir)?;
+    std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
+    Ok(dir)
+}
+
+/// Refuses a directory that a new run cannot have: one that holds a run, or a path that is or goes through a file.
+pub(super) fn check(dir: &Path) -> Result<()> {
+    paths::check_output_folder("--output", dir)?;
     if dir.join(checkpoint::CONFIG).exists() {
         let shown = dir.display();
         return Err(Error::usage(format!(
             "{shown} holds a run already: go on with it by --resume {shown}, or give another --output"
         )));
     }
-    std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
-    Ok(dir)
+    Ok(())
 }
 
 /// The config that a run was started with, its output directory being `dir`.
@@ -72,9 +80,14 @@ pub(super) fn file_name(name: &str) -> String {
 }
 
 fn unused(parent: &Path, name: &str) -> PathBuf {
-    let numbered = (2_u32..).map(|n| parent.join(format!("{name}-{n}")));
-    let mut candidates = std::iter::once(parent.join(name)).chain(numbered);
-    candidates.find(|dir| !dir.exists()).unwrap_or_else(|| parent.join(name))
+    numbered(parent, name, |dir| !dir.exists())
+}
+
+/// The first of `name`, `name-2`, `name-3` and on in a folder that will do.
+pub(super) fn numbered(parent: &Path, name: &str, will_do: impl Fn(&Path) -> bool) -> PathBuf {
+    let others = (2_u32..).map(|n| parent.join(format!("{name}-{n}")));
+    let mut candidates = std::iter::once(parent.join(name)).chain(others);
+    candidates.find(|dir| will_do(dir)).unwrap_or_else(|| parent.join(name))
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::{Value, json};
+
 use super::checkpoint::{self, State};
 use super::evaluate::{self, Evaluator, LossOptions, PartMetrics};
 use super::images;
@@ -11,7 +13,7 @@ use super::run_dir;
 use super::session::open_device;
 use crate::config::Config;
 use crate::data::{Dataset, Part, Split};
-use crate::io::safetensors;
+use crate::io::{paths, safetensors};
 use crate::models::{Load, Model, Spec};
 use crate::{Error, Result};
 
@@ -27,13 +29,17 @@ pub struct Score {
     /// The part to score: `train`, `val`, `test`, `id_test` or `all`. `None` takes `test` (else `val`) of the data that the
     /// model was trained on, and all images of other data.
     pub part: Option<String>,
-    /// Where results go; `None` for `eval/<data set>/` in the run directory.
+    /// Where results go; `None` for a folder below `eval/` in the run directory: named after the data set and what is not as in
+    /// `eval --checkpoint RUN` (`-last`, `-raw`, `-f16`), and numbered where one of that name has results of other data.
     pub output: Option<PathBuf>,
 }
 
 /// What users of a checkpoint with averaged weights are told.
 pub(super) const AVERAGED: &str =
     "          the moving average of the weights; --raw-weights takes those of the last step";
+
+/// What the results in a folder are of, beside the part.
+const SUBJECT: &str = "eval.json";
 
 /// The scores of a checkpoint.
 #[derive(Debug, Clone)]
@@ -72,7 +78,8 @@ impl Score {
         Config::load(&find(given)?.join(checkpoint::CONFIG))
     }
 
-    /// Scores the checkpoint and writes `predictions_<part>.csv`, `confusion_<part>.svg` and `metrics_<part>.json`.
+    /// Scores the checkpoint and writes `predictions_<part>.csv`, `confusion_<part>.svg` and `metrics_<part>.json`, and what they are
+    /// of as `eval.json`.
     ///
     /// Errors: `Usage` for data whose classes the model does not know or a part that is empty; `File` where the weights do
     /// not fit; those of data, device and files.
@@ -81,6 +88,9 @@ impl Score {
         let state = State::load(&checkpoint)?;
         let config = &self.config;
         config.check()?;
+        if let Some(output) = &self.output {
+            paths::check_output_folder("--output", output)?;
+        }
         let spec: Spec = state.model.parse()?;
         let device = open_device(&config.train.device, config.train.precision)?;
         let dataset = Arc::new(images::open(config)?);
@@ -109,18 +119,43 @@ impl Score {
             progress,
         };
         let evaluation = evaluator.run(&part, &loader, |label| label_of[label as usize])?;
-        let dir = self
-            .output
-            .clone()
-            .unwrap_or_else(|| run.join("eval").join(run_dir::file_name(&dataset.name)));
+        let (name, subject) = self.subject(&checkpoint, &weights, &dataset.name)?;
+        let dir = self.output.clone().unwrap_or_else(|| folder(&run.join("eval"), &name, &subject));
         std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
+        write_json(&dir.join(SUBJECT), &subject)?;
         let metrics = evaluation.write(&dir, &part, &dataset, &state.classes)?;
-        let text =
-            serde_json::to_string_pretty(&metrics).map_err(|e| Error::Training(e.to_string()))?;
-        super::log::replace(&dir.join(format!("metrics_{part}.json")), (text + "\n").as_bytes())?;
+        write_json(&dir.join(format!("metrics_{part}.json")), &metrics)?;
         progress.line(&evaluate::table(std::slice::from_ref(&metrics)));
         progress.line(&format!("Predictions and confusion matrix are in {}/", dir.display()));
         Ok(Scored { dir, metrics })
+    }
+
+    /// A name for the folder of results, and what they are of.
+    fn subject(&self, checkpoint: &Path, weights: &Path, data: &str) -> Result<(String, Value)> {
+        let precision = self.config.train.precision;
+        let trained = Config::load(&checkpoint.join(checkpoint::CONFIG))?.train.precision;
+        let raw = checkpoint.join(checkpoint::EMA).exists() && !weights.ends_with(checkpoint::EMA);
+        let mut name = run_dir::file_name(data);
+        for (differs, how) in [
+            (checkpoint.ends_with(checkpoint::LAST), checkpoint::LAST),
+            (raw, "raw"),
+            (precision != trained, precision.dtype().suffix()),
+        ] {
+            if differs {
+                name += &format!("-{how}");
+            }
+        }
+        // One data set may be given by several paths, and several may have one name.
+        let path = Path::new(&self.config.data.path);
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        let file_name = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned());
+        let subject = json!({
+            "checkpoint": file_name(checkpoint),
+            "weights": file_name(weights),
+            "precision": precision.dtype().suffix(),
+            "data": path.to_string_lossy(),
+        });
+        Ok((name, subject))
     }
 
     /// Name and items of the part to score.
@@ -153,6 +188,19 @@ impl Score {
         }
         Ok((asked.to_owned(), items))
     }
+}
+
+/// The folder of that name which has results of this subject already, or else the first that is not there yet.
+fn folder(parent: &Path, name: &str, subject: &Value) -> PathBuf {
+    let of = |dir: &Path| -> Option<Value> {
+        serde_json::from_str(&std::fs::read_to_string(dir.join(SUBJECT)).ok()?).ok()
+    };
+    run_dir::numbered(parent, name, |dir| !dir.exists() || of(dir).as_ref() == Some(subject))
+}
+
+fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Training(e.to_string()))?;
+    super::log::replace(path, (text + "\n").as_bytes())
 }
 
 /// For each class of the data, its number in the model, by name.

@@ -69,6 +69,24 @@ pub(super) fn open_device(name: &str, precision: Precision) -> Result<Device> {
     Ok(device)
 }
 
+/// Whether a run that stands so has steps left that its config allows.
+pub(super) fn goes_on(config: &Config, state: &State) -> bool {
+    let most = config.train.max_steps;
+    state.epoch < config.train.epochs as u64 && (most == 0 || state.step < most)
+}
+
+/// Refuses batches and images so small that a batch norm would see one value a channel, which has no variance. `batch` is the number of
+/// images in a step.
+fn check_norms(model: &Model, batch: usize) -> Result<()> {
+    let Some((name, 1)) = model.smallest_norm().filter(|_| batch == 1) else { return Ok(()) };
+    let (h, w) = model.image();
+    Err(Error::usage(format!(
+        "steps of one image (--batch-size, or one image to train on) are too small for {} at {h}x{w} pixels: batch norm '{name}' would see \
+         a map of 1x1, one value a channel, and training needs two; take --batch-size 2 or more, or a larger --img-size",
+        model.spec()
+    )))
+}
+
 impl Parts {
     /// Opens device and data, and builds the model with its first weights.
     pub(super) fn new(config: &Config, split: Option<&Path>) -> Result<Self> {
@@ -85,6 +103,8 @@ impl Parts {
         if !config.train.freeze.is_empty() {
             model.freeze(&config.train.freeze)?;
         }
+        let batch = config.train.batch_size.min(images.split.train.len());
+        check_norms(&model, batch)?;
         Ok(Self { device, images, model })
     }
 
@@ -104,6 +124,12 @@ impl Parts {
                 prefixes => format!(", without the prefix {}", prefixes.join(" ")),
             }
         ));
+        if let Some((from, to)) = loaded.positions {
+            progress.line(&format!(
+                "          position embeddings interpolated (bicubic) from {}x{} patches to {}x{}",
+                from.0, from.1, to.0, to.1
+            ));
+        }
         if let Some(why) = &loaded.new_head {
             progress.line(&format!("          the classifier starts anew: {why}"));
         }
@@ -174,15 +200,10 @@ impl Session {
 
     /// Trains until the last epoch, or the last step that the config allows.
     pub(super) fn fit(&mut self) -> Result<()> {
-        while self.state.epoch < self.config.train.epochs as u64 && !self.out_of_steps() {
+        while goes_on(&self.config, &self.state) {
             self.epoch()?;
         }
         Ok(())
-    }
-
-    fn out_of_steps(&self) -> bool {
-        let most = self.config.train.max_steps;
-        most > 0 && self.state.step >= most
     }
 
     /// One epoch, or the rest of one.
@@ -194,7 +215,7 @@ impl Session {
         let mut batches = self.train.epoch(epoch, self.state.epoch_step as usize)?;
         while let Some(batch) = batches.next() {
             self.step(&batch?, batches.last_wait(), &mut work)?;
-            if self.out_of_steps() {
+            if !goes_on(&self.config, &self.state) {
                 break;
             }
             let every = self.config.train.checkpoint_every;
@@ -317,13 +338,15 @@ impl Session {
             None => None,
         };
         let row = self.row(val.as_ref())?;
-        if self.state.epoch_step == self.train.batches() as u64 {
+        let whole = self.state.epoch_step == self.train.batches() as u64;
+        if whole {
             (self.state.epoch, self.state.epoch_step) = (self.state.epoch + 1, 0);
             self.state.running = Running::new(self.model.num_classes());
         }
-        // Without a validation part there is nothing to choose by, and the latest is called the best.
+        // Without a validation part there is nothing to choose by, and the latest is called the best. A part of an epoch is the best
+        // only until there is a whole one: a run that was stopped within an epoch and resumed chooses as one that was not.
         let reached = row.val_balanced_accuracy.unwrap_or(f64::NAN);
-        let stands = |best: &Best| best.val_balanced_accuracy >= reached; // false where one is NaN
+        let stands = |best: &Best| best.val_balanced_accuracy >= reached || !whole; // >= is false where one is NaN
         let beaten = !self.state.best.as_ref().is_some_and(stands);
         if beaten {
             self.state.best =

@@ -83,15 +83,29 @@ impl Trained {
             serde_json::from_str(text)
                 .map_err(|e| Error::file(path, format!("metadata '{key}' is {text}: {e}")))
         }
-        let (spec, size) = (get("model")?.parse()?, get("image_size")?);
+        let wrong = |key: &str, is: &str, expected: &str| {
+            Error::file(path, format!("metadata '{key}' is {is}; expected {expected}"))
+        };
+        let (model, size) = (get("model")?, get("image_size")?);
+        let spec = model
+            .parse()
+            .map_err(|e: Error| Error::file(path, format!("metadata 'model': {e}")))?;
         let side = size.split_once('x').filter(|(h, w)| h == w).and_then(|(h, _)| h.parse().ok());
-        let img_size = side.ok_or_else(|| {
-            let message = format!("metadata 'image_size' is {size}, expected one such as 64x64");
-            Error::file(path, message)
-        })?;
-        let classes = json(path, "classes", get("classes")?)?;
-        let mean = json(path, "mean", get("mean")?)?;
-        let std = json(path, "std", get("std")?)?;
+        let img_size = side
+            .filter(|side| (1..=4096).contains(side))
+            .ok_or_else(|| wrong("image_size", size, "a square such as 64x64, up to 4096x4096"))?;
+        let classes: Vec<String> = json(path, "classes", get("classes")?)?;
+        let mean: [f32; 3] = json(path, "mean", get("mean")?)?;
+        let std: [f32; 3] = json(path, "std", get("std")?)?;
+        if classes.is_empty() {
+            return Err(wrong("classes", "empty", "a name for each logit"));
+        }
+        if mean.iter().any(|x| !x.is_finite()) {
+            return Err(wrong("mean", &format!("{mean:?}"), "finite numbers"));
+        }
+        if std.iter().any(|x| !x.is_finite() || *x <= 0.0) {
+            return Err(wrong("std", &format!("{std:?}"), "numbers above 0"));
+        }
         Ok(Self { spec, classes, img_size, mean, std, precision: None, weights })
     }
 

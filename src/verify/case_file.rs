@@ -2,6 +2,7 @@
 //! `in.<name>`, `out.<name>`, `gout.<name>`, `gin.<name>` (models also `state.<name>`, `after.<name>`).
 
 use crate::error::{Error, Result};
+use crate::io::paths;
 use crate::ops::case::{Array, Arrays, Attrs};
 use half::{bf16, f16};
 use safetensors::SafeTensors;
@@ -84,9 +85,11 @@ impl CaseFile {
 /// The case files that a `--cases` argument means: the file, or a folder's `*.safetensors` in order of name.
 ///
 /// # Errors
-/// [`Error::Io`] where the path cannot be read, [`Error::File`] for a folder without case files.
+/// [`Error::Usage`] where there is nothing at the path, [`Error::Io`] where it cannot be read, [`Error::File`] for a folder without
+/// case files.
 pub(super) fn find(path: &Path) -> Result<Vec<PathBuf>> {
-    if !std::fs::metadata(path).map_err(|e| Error::io(path, e))?.is_dir() {
+    if !path.is_dir() {
+        paths::check_input("--cases", path, "a case file or a folder of them")?;
         return Ok(vec![path.to_path_buf()]);
     }
     let mut files = Vec::new();

@@ -15,6 +15,7 @@ pub use compare::{Atol, Gap, Tolerance, compare};
 
 use crate::backend::{Device, device_reports};
 use crate::error::{Error, Result};
+use crate::io::paths;
 use crate::ops::case::{Arrays, OpSpec};
 use crate::ops::specs;
 use crate::tensor::DType;
@@ -103,8 +104,8 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Outcome>
 /// As [`run`], with other ops than the crate's: those of a program of your own.
 ///
 /// # Errors
-/// [`Error::Usage`] for an unknown op or device string, [`Error::Device`] where no device is left to verify,
-/// [`Error::Io`] and [`Error::File`] for a `cases` path that is not there or a JSON file that cannot be written. What
+/// [`Error::Usage`] for an unknown op or device string, a `cases` path that is not there or a JSON file that cannot be,
+/// [`Error::Device`] where no device is left to verify, [`Error::Io`] and [`Error::File`] for files that cannot be read or written. What
 /// fails in a case is part of the outcome.
 pub fn run_ops(
     ops: &[&'static OpSpec],
@@ -114,6 +115,13 @@ pub fn run_ops(
     let only = options.op.as_deref();
     if let Some(op) = only.filter(|op| *op != MODEL) {
         find_op(ops, op).map_err(Error::usage)?;
+    }
+    let mut files = Vec::new();
+    for path in &options.cases {
+        files.extend(case_file::find(path)?);
+    }
+    if let Some(path) = &options.json {
+        paths::check_output("--json", path)?;
     }
     let (devices, mut outcome) = open_devices(options)?;
     let wanted = |spec: &&OpSpec| !options.no_builtin && only.is_none_or(|op| op == spec.name);
@@ -133,11 +141,9 @@ pub fn run_ops(
             }
         }
     }
-    for path in &options.cases {
-        for file in case_file::find(path)? {
-            progress(&file.display().to_string());
-            check_file(&file, ops, only, &devices, &mut outcome);
-        }
+    for file in &files {
+        progress(&file.display().to_string());
+        check_file(file, ops, only, &devices, &mut outcome);
     }
     if let Some(path) = &options.json {
         std::fs::write(path, format!("{:#}\n", outcome.to_json()))

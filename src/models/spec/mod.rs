@@ -49,7 +49,9 @@
 //!
 //! A block's spatial convolution is the second 3x3 of a basic block, the 3x3 of a bottleneck and the depthwise convolution of an
 //! MBConv. `sasa` is stand-alone self-attention as its authors have it (Ramachandran et al. 2019): with `tables=concat` the halves are
-//! put together before channels are split into heads, so one head sees offsets of rows only, another of columns.
+//! put together before channels are split into heads, so one head sees offsets of rows only, another of columns. Its tables start as
+//! all of ours do, normal with deviation 0.02. Widely used ports start them with deviation 1; that the authors did so we could not
+//! establish.
 //!
 //! The window is odd, at most 13, and 7 where none is named; places are the last two stages where none are named. Where the
 //! convolution that an attention replaces has stride 2, the attention is at the full size and a 2x2 average pool at stride 2
