@@ -103,6 +103,7 @@ pub mod config;
 mod cpu;
 pub mod data;
 pub mod error;
+pub mod html;
 pub mod io;
 pub mod kernel;
 pub mod models;

@@ -193,7 +193,12 @@ fn models_are_listed_explained_and_counted() {
 #[test]
 fn bench_lists_times_and_refuses() {
     let dir = temporary();
-    fails(dir.path(), &["bench", "speed"], 2, &["unknown suite 'speed'; there are ops, step"]);
+    fails(
+        dir.path(),
+        &["bench", "speed"],
+        2,
+        &["unknown suite 'speed'; there are ops, attention-vs-conv, step, scaling"],
+    );
     fails(dir.path(), &["bench", "--filter", "("], 2, &["--filter '('"]);
     fails(
         dir.path(),

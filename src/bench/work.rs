@@ -7,10 +7,10 @@
 
 use super::row::{Position, Subject};
 use crate::models;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The least that a row takes. Zero: not counted (a pass without products; bytes of a whole training step).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Work {
     /// The forward.
     pub forward: Pass,
@@ -19,7 +19,7 @@ pub struct Work {
 }
 
 /// The least that one pass takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Pass {
     /// Useful floating-point operations.
     pub flop: f64,
