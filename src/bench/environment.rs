@@ -51,7 +51,7 @@ impl Environment {
             precision: dtype.suffix().into(),
             size,
             date: utc(seconds),
-            command: std::env::args().collect(),
+            command: command(),
         }
     }
 }
@@ -91,6 +91,16 @@ fn clock(caps: &Caps) -> &'static str {
         caps if caps.timestamps => "sum of kernels on the device's clock, caches cold",
         _ => "host's clock, caches warm",
     }
+}
+
+/// The program's words, itself by its name alone.
+fn command() -> Vec<String> {
+    let mut words: Vec<String> = std::env::args().collect();
+    let name = words.first().and_then(|w| Path::new(w).file_name()?.to_str().map(String::from));
+    if let (Some(first), Some(name)) = (words.first_mut(), name) {
+        *first = name;
+    }
+    words
 }
 
 fn host() -> String {

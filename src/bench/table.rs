@@ -62,7 +62,7 @@ pub fn line(measured: &Measured, peers: &[String]) -> String {
     let (whole, timing) = (&times.whole, &times.whole.timing);
     let forward = times.forward.as_ref().map_or("-".into(), |f| format!("{:.4}", f.timing.ms));
     let mut line = format!(
-        "{name:40} {forward:>10} {:>10.4} {:>21} {:>8} {:>9} {:>8} {:>6} {:>9.1} {:>9}",
+        "{name:40} {forward:>10} {:>10.4} {:>21} {:>8} {:>9} {:>8} {:>6} {:>9.2} {:>9}",
         timing.ms,
         format!("{:.4} .. {:.4}", timing.p20_ms, timing.p80_ms),
         timing.launches,
@@ -70,7 +70,7 @@ pub fn line(measured: &Measured, peers: &[String]) -> String {
         number(whole.gb_per_s, 1),
         number(whole.percent, 1),
         whole.peak_bytes as f64 / MIB,
-        number(times.saved_bytes.map(|b| b as f64 / MIB), 1)
+        number(times.saved_bytes.map(|b| b as f64 / MIB), 2)
     );
     for peer in peers {
         let [ms, ratio] = beside(measured, peer);

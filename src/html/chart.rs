@@ -6,6 +6,9 @@ const WIDTH: f64 = 460.0;
 /// Classes of the page's style, one for each kind of mark.
 const KINDS: [&str; 3] = ["a", "b", "c"];
 
+/// Powers of ten that an axis shows at least.
+const LEAST_DECADES: f64 = 0.9;
+
 /// A line of [`dots`]: a value with its spread, and maybe a part of it.
 #[derive(Clone, Debug)]
 pub struct Dot {
@@ -148,7 +151,8 @@ impl Log {
         if !low.is_finite() {
             (low, high) = (0.0, 1.0);
         }
-        let room = 0.06 * (high - low).max(1.0);
+        // Values that hardly differ shall look so.
+        let room = (0.06 * (high - low)).max((LEAST_DECADES - (high - low)) / 2.0);
         Self { low: low - room, high: high + room, from, to }
     }
 
@@ -161,7 +165,6 @@ impl Log {
     fn ticks(&self) -> Vec<f64> {
         let steps: &[f64] = match self.high - self.low {
             range if range < 2.2 => &[1.0, 2.0, 5.0],
-            range if range < 5.0 => &[1.0],
             _ => &[1.0],
         };
         let decades = self.low.floor() as i32..=self.high.ceil() as i32;
@@ -189,7 +192,7 @@ impl Log {
                 + &text(left - 6.0, y + 4.0, "end", "faint", &short(v))
         };
         self.ticks().into_iter().map(tick).collect::<String>()
-            + &text(left - 6.0, top - 4.0, "end", "faint", label)
+            + &text(left - 6.0, top - 10.0, "end", "faint", label)
     }
 }
 
