@@ -294,3 +294,21 @@ fn bench_shows_compares_and_merges_what_was_timed() {
     assert_eq!(merged["rows"][0]["peers"]["Peer 1 (cpu)"]["ways"]["eager"]["ms"], 1e3);
     refused("bench --from now.json --merge now.json", 1, &["now.json: missing field `peer`"]);
 }
+
+#[test]
+fn tables_of_benchmarks_are_those_of_the_measurements() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let page = std::fs::read_to_string(docs.join("benchmarks.md")).expect("a page");
+    for file in ["attention_vs_conv.json", "scaling.json"] {
+        let report =
+            attn2d::bench::Report::read(&docs.join("measurements").join(file)).expect(file);
+        assert!(report.complete(), "{file}");
+        let tables = attn2d::bench::tables(&report);
+        let shown = tables.iter().filter(|t| !t.caption.starts_with("Suite "));
+        let tables: Vec<String> = shown.map(attn2d::html::markdown).collect();
+        assert!(!tables.is_empty(), "{file}");
+        for table in tables {
+            assert!(page.contains(&table), "run scripts/docs_tables; the page has no\n{table}");
+        }
+    }
+}

@@ -143,14 +143,24 @@ impl Report {
         !self.rows.iter().any(|m| matches!(m.outcome, Outcome::Failed { .. }))
     }
 
-    /// Writes the report as JSON.
+    /// Writes the report as JSON, a row a line.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn write(&self, path: &Path) -> Result<()> {
-        let text =
-            serde_json::to_string_pretty(self).map_err(|e| Error::file(path, e.to_string()))?;
-        std::fs::write(path, text + "\n").map_err(|e| Error::io(path, e))
+        let json = |value: serde_json::Result<String>| {
+            value.map_err(|e| Error::file(path, format!("cannot be written as JSON: {e}")))
+        };
+        let rows = self.rows.iter().map(|row| json(serde_json::to_string(row)));
+        let fits = self.fits.iter().map(|fit| json(serde_json::to_string(fit)));
+        let text = format!(
+            "{{\n\"environment\": {},\n\"ceilings\": {},\n\"rows\": [\n{}\n],\n\"fits\": [\n{}\n]\n}}\n",
+            json(serde_json::to_string(&self.environment))?,
+            json(serde_json::to_string(&self.ceilings))?,
+            rows.collect::<Result<Vec<_>>>()?.join(",\n"),
+            fits.collect::<Result<Vec<_>>>()?.join(",\n"),
+        );
+        std::fs::write(path, text).map_err(|e| Error::io(path, e))
     }
 
     /// Reads what [`Report::write`] wrote.
