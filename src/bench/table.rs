@@ -2,6 +2,7 @@
 
 use super::report::{Measured, Outcome, Reached, Report, Times};
 use super::row::{Place, Row};
+use super::work::Work;
 use super::{Ceiling, Precision, SUITES, peers};
 use crate::html::Table;
 
@@ -114,24 +115,17 @@ pub fn summary(report: &Report) -> String {
 /// Every table of a report: attention against convolution, exponents, then each suite's rows.
 pub fn tables(report: &Report) -> Vec<Table> {
     let mut tables = Vec::new();
-    tables.extend(stage_table(report, "forward and backward, ms", |t| three(t.whole.timing.ms)));
-    tables.extend(stage_table(report, "forward, ms", |t| {
-        t.forward.as_ref().map_or("-".into(), |f| three(f.timing.ms))
-    }));
-    tables.extend(stage_table(report, "useful GFLOP, forward and backward", |t| {
-        let reached = &t.whole;
-        three(reached.gflop_per_s.map_or(0.0, |rate| 1e-3 * rate * reached.timing.ms))
-    }));
-    tables.extend(stage_table(report, "least bytes moved, forward and backward, MiB", |t| {
-        let reached = &t.whole;
-        three(reached.gb_per_s.map_or(0.0, |rate| 1e6 * rate * reached.timing.ms / MIB))
-    }));
-    tables.extend(stage_table(report, "peak memory, forward and backward, MiB", |t| {
-        three(t.whole.peak_bytes as f64 / MIB)
-    }));
-    tables.extend(stage_table(report, "saved for the backward, MiB", |t| {
+    let mut stages = |what: &str, cell: fn(&Work, &Times) -> String| {
+        tables.extend(stage_table(report, what, cell));
+    };
+    stages("forward and backward, ms", |_, t| three(t.whole.timing.ms));
+    stages("forward, ms", |_, t| t.forward.as_ref().map_or("-".into(), |f| three(f.timing.ms)));
+    stages("useful GFLOP, forward and backward", |work, _| three(1e-9 * work.whole.flop));
+    stages("least MiB moved, forward and backward", |work, _| three(work.whole.bytes / MIB));
+    stages("peak MiB, forward and backward", |_, t| three(t.whole.peak_bytes as f64 / MIB));
+    stages("MiB saved for the backward", |_, t| {
         t.saved_bytes.map_or("-".into(), |b| three(b as f64 / MIB))
-    }));
+    });
     tables.extend(fit_table(report));
     let suites = SUITES.iter().map(|s| s.name);
     tables.extend(suites.filter_map(|suite| suite_table(report, suite)));
@@ -139,13 +133,13 @@ pub fn tables(report: &Report) -> Vec<Table> {
 }
 
 /// Stages down, what can stand there across.
-fn stage_table(report: &Report, what: &str, cell: fn(&Times) -> String) -> Option<Table> {
+fn stage_table(report: &Report, what: &str, cell: fn(&Work, &Times) -> String) -> Option<Table> {
     let mut units: Vec<&str> = Vec::new();
     let mut stages: Vec<(String, Vec<(&str, String)>)> = Vec::new();
     for m in &report.rows {
         let Place::Stage { net, shape, unit } = &m.row.place else { continue };
         let text = match &m.outcome {
-            Outcome::Timed(times) => cell(times),
+            Outcome::Timed(times) => cell(&m.work, times),
             _ => "-".into(),
         };
         if !units.contains(&unit.as_str()) {

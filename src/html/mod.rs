@@ -149,7 +149,7 @@ th, td { padding: .2rem .65rem; border-bottom: 1px solid var(--rule); text-align
 thead th { color: var(--faint); font-weight: 600; }
 th:first-child { text-align: left; }
 tbody th { font-weight: 400; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem 1.5rem; margin: 1rem 0; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1rem 1.5rem; margin: 1rem 0; }
 figure { margin: 0; }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; fill: var(--ink); }
 svg .title { font-size: 14px; font-weight: 600; }
