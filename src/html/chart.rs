@@ -164,7 +164,7 @@ impl Log {
     /// Round values between both ends: powers of ten, and 2 and 5 times these where there are few.
     fn ticks(&self) -> Vec<f64> {
         let steps: &[f64] = match self.high - self.low {
-            range if range < 2.2 => &[1.0, 2.0, 5.0],
+            range if range < 2.5 => &[1.0, 2.0, 5.0],
             _ => &[1.0],
         };
         let decades = self.low.floor() as i32..=self.high.ceil() as i32;
