@@ -263,6 +263,9 @@ fn number(v: Option<f64>, digits: usize) -> String {
 
 /// Three significant digits, without an exponent.
 fn three(v: f64) -> String {
+    if v == 0.0 {
+        return "0".into();
+    }
     let digits = 2 - v.abs().max(1e-9).log10().floor() as i32;
     format!("{v:.*}", digits.clamp(0, 6) as usize)
 }
@@ -285,7 +288,7 @@ mod tests {
     #[test]
     fn three_digits() {
         let all = [0.0, 0.001_234, 0.1234, 1.0, 12.34, 123.4, 12_345.6];
-        let want = ["0.000000", "0.00123", "0.123", "1.00", "12.3", "123", "12346"];
+        let want = ["0", "0.00123", "0.123", "1.00", "12.3", "123", "12346"];
         assert_eq!(all.map(three), want);
     }
 }
