@@ -39,6 +39,7 @@
 //! | [`config`], [`train`] | a run's settings; training, evaluation, checkpoints, metrics |
 //! | [`verify`] | conformance of every op on every device, and of ops of your own |
 //! | [`mod@bench`] | times of ops and training steps beside a device's ceilings |
+//! | [`html`] | tables and charts for reports of one file |
 //! | [`cli`] | the verbs of the `attn2d` program |
 //!
 //! `examples/` has three programs to begin with: fused attention on any device, a net of your own, an op of your own.
@@ -103,6 +104,7 @@ pub mod config;
 mod cpu;
 pub mod data;
 pub mod error;
+pub mod html;
 pub mod io;
 pub mod kernel;
 pub mod models;

@@ -217,7 +217,12 @@ fn models_are_listed_explained_and_counted() {
 #[test]
 fn bench_lists_times_and_refuses() {
     let dir = temporary();
-    fails(dir.path(), &["bench", "speed"], 2, &["unknown suite 'speed'; there are ops, step"]);
+    fails(
+        dir.path(),
+        &["bench", "speed"],
+        2,
+        &["unknown suite 'speed'; there are ops, attention-vs-conv, step, scaling"],
+    );
     fails(dir.path(), &["bench", "--filter", "("], 2, &["--filter '('"]);
     fails(
         dir.path(),
@@ -252,4 +257,82 @@ fn bench_lists_times_and_refuses() {
     let times: serde_json::Value = serde_json::from_str(&times).expect("JSON");
     assert_eq!(times["environment"]["device"], "cpu");
     assert!(times["rows"][0]["whole"]["ms"].as_f64().expect("a time") > 0.0);
+}
+
+#[test]
+fn bench_shows_compares_and_merges_what_was_timed() {
+    let dir = temporary();
+    let words = |line: &str| line.split(' ').map(String::from).collect::<Vec<_>>();
+    let run = |line: &str| {
+        let words = words(line);
+        attn2d(dir.path(), &words.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let refused = |line: &str, code: i32, wanted: &[&str]| {
+        let words = words(line);
+        fails(dir.path(), &words.iter().map(String::as_str).collect::<Vec<_>>(), code, wanted);
+    };
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).expect("written");
+    let write = |name: &str, json: &serde_json::Value| {
+        std::fs::write(dir.path().join(name), json.to_string()).expect("a file");
+    };
+    let timed = run(
+        "bench --size tiny --device cpu --filter ^adamw --min-time 0.01 --json now.json --profile",
+    );
+    assert!(timed.status.success(), "{}", text(&timed.stderr));
+    assert!(text(&timed.stdout).contains("| adamw_step_f32 | 1 |"), "{}", text(&timed.stdout));
+
+    let shown = run("bench --from now.json --html page.html --markdown --compare now.json");
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
+    for words in ["0 worse, 0 better, of 1 compared", "**Suite ops**", "| adamw_tiny |"] {
+        assert!(text(&shown.stdout).contains(words), "{words}: {}", text(&shown.stdout));
+    }
+    assert!(read("page.html").contains("<th scope=\"row\">adamw_tiny</th>"));
+
+    // The same row, ten times as fast before.
+    let mut old: serde_json::Value = serde_json::from_str(&read("now.json")).expect("JSON");
+    for key in ["ms", "p20_ms", "p80_ms"] {
+        let whole = &mut old["rows"][0]["whole"];
+        whole[key] = (0.1 * whole[key].as_f64().expect("a time")).into();
+    }
+    write("old.json", &old);
+    let slower = run("bench --from now.json --compare old.json");
+    assert_eq!(slower.status.code(), Some(1), "{}", text(&slower.stdout));
+    assert!(text(&slower.stdout).contains("SLOWER"), "{}", text(&slower.stdout));
+    old["environment"]["size"] = "large".into();
+    write("large.json", &old);
+    refused("bench --from now.json --compare large.json", 1, &["large.json: its size is 'large'"]);
+    refused("bench --from now.json --compare page.html", 1, &["page.html: is no JSON"]);
+    refused("bench --from none.json", 1, &["none.json: No such file"]);
+    refused("bench step --from now.json", 2, &["no row of these files"]);
+    refused("bench --from now.json --tolerance -1", 2, &["--tolerance is -1"]);
+
+    let ways = serde_json::json!({ "eager": { "ms": 1e3 } });
+    let row = serde_json::json!({ "name": "adamw_tiny", "subject": old["rows"][0]["subject"], "ways": ways });
+    let about =
+        serde_json::json!({ "peer": "Peer 1", "device": "cpu", "precision": "f32", "rows": [row] });
+    write("peer.json", &about);
+    let merged = run("bench --from now.json --merge peer.json --json merged.json --html page.html");
+    assert!(text(&merged.stdout).contains("Peer 1 (cpu), ratio"), "{}", text(&merged.stdout));
+    assert!(read("page.html").contains("<th scope=\"col\">Peer 1 (cpu) ms</th>"));
+    let merged: serde_json::Value = serde_json::from_str(&read("merged.json")).expect("JSON");
+    assert_eq!(merged["rows"][0]["peers"]["Peer 1 (cpu)"]["ways"]["eager"]["ms"], 1e3);
+    refused("bench --from now.json --merge now.json", 1, &["now.json: missing field `peer`"]);
+}
+
+#[test]
+fn tables_of_benchmarks_are_those_of_the_measurements() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let page = std::fs::read_to_string(docs.join("benchmarks.md")).expect("a page");
+    for file in ["attention_vs_conv.json", "scaling.json"] {
+        let report =
+            attn2d::bench::Report::read(&docs.join("measurements").join(file)).expect(file);
+        assert!(report.complete(), "{file}");
+        let tables = attn2d::bench::tables(&report);
+        let shown = tables.iter().filter(|t| !t.caption.starts_with("Suite "));
+        let tables: Vec<String> = shown.map(attn2d::html::markdown).collect();
+        assert!(!tables.is_empty(), "{file}");
+        for table in tables {
+            assert!(page.contains(&table), "run scripts/docs_tables; the page has no\n{table}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 """Our benchmarks beside PyTorch's, one row after the other on this machine: ours, PyTorch, PyTorch keeping freed memory, ours.
 
     pip install torch torchvision
-    python benches/peers/compare.py OUT.json [--only REGEX] [--threads 2]      measure, add to OUT.json, print the table
+    python benches/peers/compare.py OUT.json [--only REGEX] [--suite ops,step] [--threads 2]   measure, add to OUT.json, print the table
     python benches/peers/compare.py OUT.json --table                           only print what OUT.json holds
 
 A row's time is forward and backward in milliseconds: ours the mean of the medians of the two runs (criterion's
@@ -28,10 +28,10 @@ def lines(*command):
     return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout.splitlines()
 
 
-def our_rows():
-    """The rows that `ops` and `step` have, in their order."""
-    listed = lines("cargo", "bench", "--quiet", "--bench", "ops", "--bench", "step", "--", "--list")
-    return [line.removesuffix(": benchmark") for line in listed if line.endswith(": benchmark")]
+def our_rows(suites, path):
+    """The rows of suites, in their order; `path` gets what the peers read."""
+    lines("cargo", "run", "--release", "--quiet", "--", "bench", *suites.split(","), "--list", "--json", path)
+    return [row["name"] for row in json.loads(pathlib.Path(path).read_text())["rows"]]
 
 
 def ours(row, threads):
@@ -47,28 +47,31 @@ def ours(row, threads):
     return json.loads(estimates.read_text())["median"]["point_estimate"] / 1e6
 
 
-def theirs(row, threads, out, *more):
-    command = [sys.executable, PEER, out, "--only", f"^{row}$", "--threads", str(threads), *more]
+def theirs(row, threads, rows, out, *more):
+    command = [sys.executable, PEER, rows, out, "--only", f"^{row}$", "--threads", str(threads), *more]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
 
 
-def measure(row, threads):
+def measure(row, rows, threads):
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/torch.json"
         first = ours(row, threads)
-        theirs(row, threads, out)
-        theirs(row, threads, out, "--keep-memory")
+        theirs(row, threads, rows, out)
+        theirs(row, threads, rows, out, "--keep-memory")
         second = ours(row, threads)
-        ways = json.loads(pathlib.Path(out).read_text())[row]
-    best = ways.pop("best_ms")
+        theirs_now = json.loads(pathlib.Path(out).read_text())["rows"][0]
+    ways = {way: times["ms"] for way, times in theirs_now["ways"].items()}
+    if not ways:
+        sys.exit(f"{row}: PyTorch has no way: {theirs_now['failed']}")
+    best = min(ways.values())
     mean = (first + second) / 2
     return {
         "ours_ms": round(mean, 4),
         "our_runs_ms": [round(first, 4), round(second, 4)],
         "torch_ms": best,
-        "torch_way": min(ways, key=ways.get).removesuffix("_ms"),
+        "torch_way": min(ways, key=ways.get),
         "ratio": round(best / mean, 3),
-        "torch_ways_ms": {way.removesuffix("_ms"): ms for way, ms in ways.items()},
+        "torch_ways_ms": ways,
         "load": round(os.getloadavg()[0], 2),
         "commit": lines("git", "rev-parse", "--short", "HEAD")[0],
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -103,17 +106,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=pathlib.Path, help="the JSON file to add to")
     parser.add_argument("--only", default="", metavar="REGEX", help="only the rows whose name matches")
+    parser.add_argument("--suite", default="ops,step", metavar="SUITES", help="suites of `attn2d bench` (default: ops,step)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="measure nothing")
     args = parser.parse_args()
     results = json.loads(args.out.read_text()) if args.out.exists() else {"machine": {}, "rows": {}}
     if not args.table:
         results["machine"] = machine(args.threads)
-        for row in our_rows():
-            if re.search(args.only, row):
-                results["rows"][row] = measure(row, args.threads)
-                print(row, json.dumps(results["rows"][row]), file=sys.stderr, flush=True)
-                args.out.write_text(json.dumps(results, indent=1) + "\n")
+        with tempfile.TemporaryDirectory() as folder:
+            rows = f"{folder}/rows.json"
+            for row in our_rows(args.suite, rows):
+                if re.search(args.only, row):
+                    results["rows"][row] = measure(row, rows, args.threads)
+                    print(row, json.dumps(results["rows"][row]), file=sys.stderr, flush=True)
+                    args.out.write_text(json.dumps(results, indent=1) + "\n")
     table(results)
 
 

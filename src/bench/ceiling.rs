@@ -7,21 +7,21 @@ use crate::cpu::peak as cpu;
 use crate::kernel::{Access, Cuda, CudaPlan, F32, Kernel, Plan, cuda_text, params};
 use crate::{DType, Device, Result, Tensor};
 use bytemuck::{Pod, Zeroable};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A rate, and where it comes from.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ceiling {
     /// Bytes or floating-point operations a second.
     pub per_second: f64,
     /// `measured` here and now, or `spec`: the maker's figure, which no program reaches.
-    pub source: &'static str,
+    pub source: String,
     /// How it was measured, or whose figure it is.
     pub how: String,
 }
 
 /// The two ceilings of a device.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ceilings {
     /// Bytes read and written a second by a copy on the device.
     pub copy: Ceiling,
@@ -86,7 +86,7 @@ fn copy(device: &Device, seconds: f64) -> Result<Ceiling> {
         bytes >> 20,
         best.samples
     );
-    Ok(Ceiling { per_second: 2e3 * bytes as f64 / best.best_ms, source: "measured", how })
+    Ok(Ceiling { per_second: 2e3 * bytes as f64 / best.best_ms, source: "measured".into(), how })
 }
 
 fn multiply_add(device: &Device, seconds: f64) -> Result<Ceiling> {
@@ -104,7 +104,7 @@ fn multiply_add(device: &Device, seconds: f64) -> Result<Ceiling> {
         "f32 multiply-adds in registers, {len} chains of {rounds}, best of {}",
         best.samples
     );
-    Ok(Ceiling { per_second: 1e3 * flop / best.best_ms, source: "measured", how })
+    Ok(Ceiling { per_second: 1e3 * flop / best.best_ms, source: "measured".into(), how })
 }
 
 /// Dense 16-bit tensor-core rates with f32 sums by NVIDIA's data sheets, TFLOP/s; the first name that matches counts.
@@ -123,7 +123,7 @@ const SHEETS: [(&str, f64); 9] = [
 fn tensor_cores(adapter: &str) -> Option<Ceiling> {
     let (name, tera) = SHEETS.iter().find(|(name, _)| adapter.contains(name))?;
     let how = format!("data sheet of NVIDIA {}, dense 16-bit products with f32 sums", name.trim());
-    Some(Ceiling { per_second: tera * 1e12, source: "spec", how })
+    Some(Ceiling { per_second: tera * 1e12, source: "spec".into(), how })
 }
 
 #[cfg(test)]
@@ -160,8 +160,11 @@ mod tests {
     #[test]
     fn a_data_sheet_is_said_to_be_one() {
         let rate = |name| tensor_cores(name).map(|c| (c.per_second / 1e12, c.source));
-        assert_eq!(rate("NVIDIA H100 80GB HBM3 (compute capability 9.0)"), Some((989.4, "spec")));
-        assert_eq!(rate("NVIDIA H100 PCIe (compute capability 9.0)"), Some((756.0, "spec")));
+        assert_eq!(
+            rate("NVIDIA H100 80GB HBM3 (compute capability 9.0)"),
+            Some((989.4, "spec".into()))
+        );
+        assert_eq!(rate("NVIDIA H100 PCIe (compute capability 9.0)"), Some((756.0, "spec".into())));
         assert_eq!(rate("llvmpipe"), None);
     }
 }

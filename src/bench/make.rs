@@ -11,6 +11,7 @@ use crate::ops::{
 };
 use crate::tensor::philox::Philox;
 use crate::{DType, Device, Result, Tensor};
+use std::rc::Rc;
 use std::sync::OnceLock;
 
 /// Runs one pass; what it asked of the device may not be done yet.
@@ -22,6 +23,15 @@ pub struct Calls {
     pub forward: Option<Call>,
     /// Forward and backward from a fixed random upstream gradient, or the whole step.
     pub whole: Call,
+    /// What the tape keeps can be told by this; none where nothing is put on it (optimisers).
+    pub(crate) taped: Option<Taped>,
+}
+
+/// A forward whose output still hangs on its tape.
+pub(crate) struct Taped {
+    pub(crate) output: Box<dyn Fn() -> Result<Tensor>>,
+    /// Bytes of activations among its inputs, which the tape keeps too: weights and tables live anyway.
+    pub(crate) inputs: usize,
 }
 
 /// Makes the inputs of a row with elements of `dtype`; parameters of norms, statistics and optimisers are f32 always.
@@ -37,14 +47,14 @@ pub(crate) fn make(subject: &Subject, device: &Device, dtype: DType) -> Result<C
             let x = random(&[n, size, size, channels], 0)?;
             let x = if channels == 3 { x } else { x.requires_grad() };
             let w = random(&[out, kernel, kernel, channels], 1)?.requires_grad();
-            passes(move || conv2d(&x, &w, None, options))
+            passes(bytes(&[&x]), move || conv2d(&x, &w, None, options))
         }
         Subject::Depthwise { n, size, channels, kernel, stride } => {
             let (padding, stride) = ((kernel / 2, kernel / 2), (stride, stride));
             let options = Conv2d { stride, padding, groups: channels, ..Conv2d::default() };
             let x = random(&[n, size, size, channels], 0)?.requires_grad();
             let w = random(&[channels, kernel, kernel, 1], 1)?.requires_grad();
-            passes(move || conv2d(&x, &w, None, options))
+            passes(bytes(&[&x]), move || conv2d(&x, &w, None, options))
         }
         Subject::SqueezeExcite { n, size, channels, squeezed } => {
             let shapes: [&[usize]; 3] =
@@ -53,12 +63,12 @@ pub(crate) fn make(subject: &Subject, device: &Device, dtype: DType) -> Result<C
             let [b1, b2] = [squeezed, channels].map(|len| Tensor::zeros(device, &[len]));
             let (x, w1, b1, w2, b2) = (x?, w1?, b1?, w2?, b2?);
             let [x, w1, b1, w2, b2] = [x, w1, b1, w2, b2].map(|t| t.requires_grad());
-            passes(move || squeeze_excite(&x, &w1, &b1, &w2, &b2))
+            passes(bytes(&[&x]), move || squeeze_excite(&x, &w1, &b1, &w2, &b2))
         }
         Subject::Linear { rows, inputs, outputs } => {
             let x = random(&[rows, inputs], 0)?.requires_grad();
             let w = random(&[outputs, inputs], 1)?.requires_grad();
-            passes(move || linear(&x, &w, None))
+            passes(bytes(&[&x]), move || linear(&x, &w, None))
         }
         Subject::BatchNorm { n, size, channels, residual } => {
             let x = random(&[n, size, size, channels], 0)?.requires_grad();
@@ -67,12 +77,13 @@ pub(crate) fn make(subject: &Subject, device: &Device, dtype: DType) -> Result<C
             let (weight, bias) = (full(1.0)?.requires_grad(), full(0.0)?.requires_grad());
             let (mean, var) = (full(0.0)?, full(1.0)?);
             let options = BatchNorm { act: Activation::Relu, ..BatchNorm::default() };
-            passes(move || batch_norm(&x, &weight, &bias, &mean, &var, r.as_ref(), options))
+            let inputs = bytes(&[&x]) + r.as_ref().map_or(0, |r| bytes(&[r]));
+            passes(inputs, move || batch_norm(&x, &weight, &bias, &mean, &var, r.as_ref(), options))
         }
         Subject::MaxPool2d { n, size, channels } => {
             let options = MaxPool2d { kernel: (3, 3), stride: (2, 2), padding: (1, 1) };
             let x = random(&[n, size, size, channels], 0)?.requires_grad();
-            passes(move || max_pool2d(&x, options))
+            passes(bytes(&[&x]), move || max_pool2d(&x, options))
         }
         Subject::GlobalAttention { .. } | Subject::LocalAttention { .. } => {
             attention(subject, device, dtype)
@@ -82,8 +93,10 @@ pub(crate) fn make(subject: &Subject, device: &Device, dtype: DType) -> Result<C
         }
         Subject::Adamw { len } => adamw(device, len),
         Subject::Step { ref model, size, n } => {
-            let training = Training::new(device, model, size, n, dtype)?;
-            Ok(Calls { forward: None, whole: Box::new(move || training.step()) })
+            let training = Rc::new(Training::new(device, model, size, n, dtype)?);
+            let (inputs, again) = (bytes(&[&training.images]), training.clone());
+            let taped = Some(Taped { output: Box::new(move || again.loss()), inputs });
+            Ok(Calls { forward: None, whole: Box::new(move || training.step()), taped })
         }
     }
 }
@@ -111,14 +124,14 @@ fn attention(subject: &Subject, device: &Device, dtype: DType) -> Result<Calls> 
     let bias = table(position == Position::Bias, &[heads, offsets, offsets], 5)?;
     if let Subject::LocalAttention { window, border, .. } = *subject {
         let border = if border == Outside::Zero { Border::Zero } else { Border::Mask };
-        return passes(move || {
+        return passes(bytes(&[&q, &k, &v]), move || {
             let (rel_h, rel_w, bias) = (rel_h.as_ref(), rel_w.as_ref(), bias.as_ref());
             let window = (window, window);
             let options = LocalAttention { window, border, scale: None, rel_h, rel_w, bias };
             local_attention(&q, &k, &v, options)
         });
     }
-    passes(move || {
+    passes(bytes(&[&q, &k, &v]), move || {
         let (rel_h, rel_w, bias) = (rel_h.as_ref(), rel_w.as_ref(), bias.as_ref());
         global_attention(&q, &k, &v, GlobalAttention { scale: None, rel_h, rel_w, bias })
     })
@@ -139,7 +152,7 @@ fn attention_block(sizes: [usize; 4], device: &Device, dtype: DType) -> Result<C
         Ok(random(device, &[2 * size - 1, c], stream, DType::F32)?.requires_grad())
     };
     let (rel_h, rel_w) = (table(5)?, table(6)?);
-    passes(move || {
+    passes(bytes(&[&x]), move || {
         let (proj, rel_h, rel_w) = (Some(&proj), Some(&rel_h), Some(&rel_w));
         let qkv = [&q, &k, &v];
         let block = AttentionBlock { heads, scale: None, qkv, proj, rel_h, rel_w, residual: true };
@@ -153,7 +166,7 @@ fn adamw(device: &Device, len: usize) -> Result<Calls> {
     let (mean, square) = (Tensor::zeros(device, &[len])?, Tensor::zeros(device, &[len])?);
     let options = AdamW::default();
     let step = move || adamw_step(&param, &grad, (&mean, &square), None, options, 1);
-    Ok(Calls { forward: None, whole: Box::new(step) })
+    Ok(Calls { forward: None, whole: Box::new(step), taped: None })
 }
 
 /// Standard normal numbers, rounded to `dtype`.
@@ -177,15 +190,20 @@ pub(crate) fn random(
     Tensor::from_f32_as(device, shape, dtype, &data)
 }
 
-/// The passes of a differentiable function.
-fn passes(f: impl Fn() -> Result<Tensor> + 'static) -> Result<Calls> {
+fn bytes(tensors: &[&Tensor]) -> usize {
+    tensors.iter().map(|t| t.numel() * t.dtype().bytes()).sum()
+}
+
+/// The passes of a differentiable function, among whose inputs are `inputs` bytes of activations.
+fn passes(inputs: usize, f: impl Fn() -> Result<Tensor> + 'static) -> Result<Calls> {
     let y = f()?;
     let dy = random(y.device(), y.shape(), 99, y.dtype())?;
-    let f = std::rc::Rc::new(f);
-    let forward = f.clone();
+    let f = Rc::new(f);
+    let (forward, output) = (f.clone(), f.clone());
     Ok(Calls {
         forward: Some(Box::new(move || forward().map(drop))),
         whole: Box::new(move || f()?.backward_with(&dy).map(drop)),
+        taped: Some(Taped { output: Box::new(move || output()), inputs }),
     })
 }
 
@@ -211,13 +229,16 @@ impl Training {
         Ok(Self { model, images, labels, momentum })
     }
 
+    fn loss(&self) -> Result<Tensor> {
+        let logits = self.model.forward(&self.images, &Mode::train(0, 1))?;
+        cross_entropy(&logits, &self.labels, None, CrossEntropy::default())
+    }
+
     /// Forward, loss, backward, SGD with momentum; the loss stays on the device.
     fn step(&self) -> Result<()> {
         self.images.device().step(|| {
-            let logits = self.model.forward(&self.images, &Mode::train(0, 1))?;
-            let loss = cross_entropy(&logits, &self.labels, None, CrossEntropy::default())?;
             let parameters = self.model.parameters();
-            parameters.gather(&loss.backward()?)?;
+            parameters.gather(&self.loss()?.backward()?)?;
             let sgd = Sgd { lr: 0.01, momentum: 0.9, ..Sgd::default() };
             let (values, gradients) = (parameters.values(), parameters.gradients());
             sgd_step(values, gradients, &self.momentum, None, sgd)

@@ -1,9 +1,9 @@
 //! Times of calls: on the host's clock over many calls, and on the device's own clock kernel by kernel.
 
-use super::make::Call;
+use super::make::{Call, Taped};
 use super::stats::Summary;
 use crate::{Device, Result, Tensor};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -14,31 +14,34 @@ const LEAST_SAMPLES: usize = 3;
 /// Bytes written between two calls on a GPU's own clock, more than any cache holds.
 const FLUSH: usize = 256 << 20;
 
+/// An entry point's part of a pass.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Share {
+    /// The entry point.
+    pub entry: String,
+    /// Its launches in a call.
+    pub launches: usize,
+    /// Median milliseconds of them all together.
+    pub ms: f64,
+}
+
 /// What one pass takes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Timing {
+    /// Median: the device's own time on a GPU; on the CPU, and where there are no timestamps, the host's.
+    pub ms: f64,
+    /// A fifth of the same samples is below.
+    pub p20_ms: f64,
+    /// Four fifths of them are below.
+    pub p80_ms: f64,
     /// A call on the host's clock, back to back with others: inputs may lie in caches.
     pub wall: Summary,
     /// The sum of its kernels on the device's clock, on a hardware GPU with cold caches; `None` without timestamps.
     pub device: Option<Summary>,
     /// Kernel launches of a call.
     pub launches: usize,
-    /// By entry point: launches and median milliseconds of a call.
-    pub kernels: Vec<(&'static str, usize, f64)>,
-}
-
-impl Timing {
-    /// The device's own time on a GPU; on the CPU, and where there are no timestamps, the host's.
-    pub fn summary(&self, device: &Device) -> Summary {
-        let own = self.device.filter(|_| device.caps().max_invocations > 1);
-        own.unwrap_or(self.wall)
-    }
-
-    pub(crate) fn json(&self) -> Value {
-        let kernel = |(entry, launches, ms): &(&str, usize, f64)| json!({ "entry": entry, "launches": launches, "ms": ms });
-        let kernels: Vec<_> = self.kernels.iter().map(kernel).collect();
-        json!({ "wall": self.wall, "device": self.device, "launches": self.launches, "kernels": kernels })
-    }
+    /// By entry point, the longest first.
+    pub kernels: Vec<Share>,
 }
 
 /// Whether it is a GPU and no software plays it.
@@ -53,11 +56,13 @@ pub(crate) fn time(device: &Device, call: &Call, seconds: f64) -> Result<Timing>
     device.sync()?;
     let launches = device.launches() - before;
     let wall = wall(device, call, seconds * 2.0 / 3.0)?;
-    let (device, kernels) = match device.caps().timestamps {
+    let is_gpu = device.caps().max_invocations > 1;
+    let (own, kernels) = match device.caps().timestamps {
         true => on_device(device, call, seconds / 3.0)?,
         false => (None, Vec::new()),
     };
-    Ok(Timing { wall, device, launches, kernels })
+    let Summary { median_ms: ms, p20_ms, p80_ms, .. } = own.filter(|_| is_gpu).unwrap_or(wall);
+    Ok(Timing { ms, p20_ms, p80_ms, wall, device: own, launches, kernels })
 }
 
 /// Samples of a call on the host's clock, in about `seconds` after a fifth of that to warm up.
@@ -84,10 +89,8 @@ pub(crate) fn wall(device: &Device, call: &Call, seconds: f64) -> Result<Summary
     Summary::of(&samples).ok_or_else(|| crate::Error::usage("no samples"))
 }
 
-type Kernels = Vec<(&'static str, usize, f64)>;
-
 /// Samples of the sum of a call's kernels on the device's clock, and each entry point's part.
-fn on_device(device: &Device, call: &Call, seconds: f64) -> Result<(Option<Summary>, Kernels)> {
+fn on_device(device: &Device, call: &Call, seconds: f64) -> Result<(Option<Summary>, Vec<Share>)> {
     let flush = match is_hardware_gpu(device) {
         true => {
             let half = || Tensor::empty(device, &[FLUSH / 8]);
@@ -118,8 +121,34 @@ fn on_device(device: &Device, call: &Call, seconds: f64) -> Result<(Option<Summa
     }
     device.set_profiling(false)?;
     let median = |times: &[f64]| Summary::of(times).map_or(0.0, |s| s.median_ms);
-    let mut kernels: Kernels =
-        parts.into_iter().map(|(entry, (n, times))| (entry, n, median(&times))).collect();
-    kernels.sort_by(|a, b| b.2.total_cmp(&a.2));
+    let share = |(entry, (launches, times)): (&str, (usize, Vec<f64>))| Share {
+        entry: entry.into(),
+        launches,
+        ms: median(&times),
+    };
+    let mut kernels: Vec<Share> = parts.into_iter().map(share).collect();
+    kernels.sort_by(|a, b| b.ms.total_cmp(&a.ms));
     Ok((Summary::of(&sums), kernels))
+}
+
+/// Bytes of tensors at the worst moment of a call, beside what is live before it.
+pub(crate) fn peak(device: &Device, call: &Call) -> Result<usize> {
+    let live = device.memory().live;
+    device.reset_peak();
+    call()?;
+    device.sync()?;
+    Ok(device.memory().peak - live)
+}
+
+/// Bytes that the tape keeps from a forward until its backward: activations that go in, and what the forward leaves behind for
+/// the backward (an output that it needs, statistics, log-sum-exps). Weights, tables and an output that only the caller
+/// holds are not counted.
+pub(crate) fn saved(device: &Device, taped: &Taped) -> Result<usize> {
+    let before = device.memory().live;
+    let y = (taped.output)()?;
+    let node = y.node().cloned();
+    drop(y);
+    let left = device.memory().live - before;
+    drop(node);
+    Ok(taped.inputs + left)
 }

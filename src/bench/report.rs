@@ -1,252 +1,217 @@
-//! The report of a run: a table for people, JSON for programs.
+//! The report of a run as data: what is written as JSON, and read again to be shown, joined or compared.
 
-use super::ceiling::{Ceiling, Ceilings};
+use super::ceiling::Ceilings;
+use super::environment::Environment;
 use super::measure::Timing;
-use super::row::{Row, Size};
-use super::work::Pass;
-use super::{Outcome, Precision};
+use super::peers::PeerTime;
+use super::row::Row;
+use super::scaling::{Fit, fits};
+use super::work::{Pass, Work};
 use crate::error::{Error, Result};
-use crate::{DType, Device};
-use serde::Serialize;
-use serde_json::{Value, json};
-use std::fmt;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
-
-/// Where and how the times were taken.
-#[derive(Clone, Debug, Serialize)]
-pub struct Environment {
-    /// The crate's version.
-    pub version: &'static str,
-    /// Canonical device string.
-    pub device: String,
-    /// The hardware's own name, with its driver.
-    pub adapter: String,
-    /// Whether software plays a GPU: its times tell nothing of GPUs.
-    pub software: bool,
-    /// Operating system and architecture.
-    pub system: String,
-    /// `f32`, `f16` or `bf16`.
-    pub precision: &'static str,
-    /// Size of the batches.
-    pub size: Size,
-    /// When, in UTC.
-    pub date: String,
-    /// The program's words.
-    pub command: Vec<String>,
-}
-
-impl Environment {
-    pub(crate) fn of(device: &Device, dtype: DType, size: Size) -> Self {
-        let caps = device.caps();
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        Self {
-            version: env!("CARGO_PKG_VERSION"),
-            device: caps.name.clone(),
-            adapter: caps.adapter.clone(),
-            software: caps.software,
-            system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-            precision: dtype.suffix(),
-            size,
-            date: utc(seconds),
-            command: std::env::args().collect(),
-        }
-    }
-}
-
-/// `2026-01-31 23:59:59 UTC` of seconds since 1970: days to a date by counting 400-year cycles from a 1 March.
-fn utc(seconds: u64) -> String {
-    let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    let year = year + 400 * era + next;
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
-}
 
 /// Everything that a run found.
+///
+/// As JSON a row has `name`, `suite`, `place`, `subject` and `work`, and either `forward` (null for steps), `whole` and
+/// `saved_bytes`, or `failed`, or `skipped` with the reason. A pass has `ms` with `p20_ms` and `p80_ms` (the device's own clock
+/// where there is one), the samples behind them, rates, `percent` of the ceiling that `binds` (null where that is not known)
+/// and `peak_bytes`.
+#[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Where and how.
     pub environment: Environment,
     /// What the device can do at most.
     pub ceilings: Ceilings,
     /// What became of each row.
-    pub rows: Vec<(Row, Outcome)>,
-    pub(crate) device: Device,
-    pub(crate) dtype: DType,
+    pub rows: Vec<Measured>,
+    /// Exponents of the lines of the suite `scaling`.
+    pub fits: Vec<Fit>,
 }
 
-/// What a pass reaches.
-struct Rates {
-    ms: f64,
-    gflop_per_s: Option<f64>,
-    gb_per_s: Option<f64>,
+/// A row and what became of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Measured {
+    /// The row.
+    #[serde(flatten)]
+    pub row: Row,
+    /// What it has to do at least.
+    pub work: Work,
+    /// What became of it.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    /// What peers take for it, by their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub peers: BTreeMap<String, PeerTime>,
+}
+
+/// What became of a row.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Outcome {
+    /// It was timed.
+    Timed(Box<Times>),
+    /// It cannot run on this device or with these elements.
+    Failed {
+        /// Why.
+        failed: String,
+    },
+    /// There was no time left.
+    Skipped {
+        /// Why.
+        skipped: String,
+    },
+}
+
+/// What a row takes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Times {
+    /// The forward; none for whole steps.
+    pub forward: Option<Reached>,
+    /// Forward and backward, or the whole step.
+    pub whole: Reached,
+    /// Bytes that the tape keeps from the forward until its backward: activations that go in, and what the forward leaves for the
+    /// backward; weights are not counted. None where there is no backward.
+    #[serde(default)]
+    pub saved_bytes: Option<usize>,
+}
+
+/// A pass's times and what it reaches by them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reached {
+    /// Its times.
+    #[serde(flatten)]
+    pub timing: Timing,
+    /// Useful floating-point operations a second, in units of 1e9.
+    pub gflop_per_s: Option<f64>,
+    /// Least bytes a second, in units of 1e9.
+    pub gb_per_s: Option<f64>,
     /// The least time by the ceiling that binds, in percent of the time taken.
-    percent: Option<f64>,
+    pub percent: Option<f64>,
+    /// That ceiling: `multiply-add` or `copy`.
+    #[serde(default)]
+    pub binds: Option<String>,
+    /// Bytes of tensors at the worst moment, beside the row's inputs.
+    #[serde(default)]
+    pub peak_bytes: usize,
 }
 
-impl Report {
-    /// Whether every row was timed.
-    pub fn complete(&self) -> bool {
-        !self.rows.iter().any(|(_, o)| matches!(o, Outcome::Failed(_)))
-    }
-
-    fn rates(&self, timing: &Timing, pass: Pass) -> Rates {
-        let ms = timing.summary(&self.device).median_ms;
+impl Reached {
+    /// Rates of a pass by the ceilings. Emulated and software GPUs have none worth the name.
+    pub(crate) fn of(
+        (timing, peak_bytes): (Timing, usize),
+        pass: Pass,
+        ceilings: &Ceilings,
+        software: bool,
+    ) -> Self {
+        let ms = timing.ms;
         let rate = |amount: f64| (amount > 0.0).then_some(1e-6 * amount / ms);
         // AdamW is f32 whatever the tensors are, but has no products to count.
-        let products = self.ceilings.multiply_add.as_ref().map(|c| pass.flop / c.per_second);
-        let least = (pass.bytes / self.ceilings.copy.per_second).max(products.unwrap_or(0.0));
-        // Emulated and software GPUs have no ceilings worth the name.
-        let known =
-            least > 0.0 && (products.is_some() || pass.flop == 0.0) && !self.environment.software;
-        Rates {
-            ms,
+        let products = ceilings.multiply_add.as_ref().map(|c| pass.flop / c.per_second);
+        let moved = pass.bytes / ceilings.copy.per_second;
+        let least = moved.max(products.unwrap_or(0.0));
+        let known = least > 0.0 && (products.is_some() || pass.flop == 0.0) && !software;
+        let binds = if least > moved { "multiply-add" } else { "copy" };
+        Self {
             gflop_per_s: rate(pass.flop),
             gb_per_s: rate(pass.bytes),
             percent: known.then_some(1e5 * least / ms),
+            binds: known.then(|| binds.into()),
+            timing,
+            peak_bytes,
         }
     }
+}
 
-    fn pass_json(&self, timing: &Timing, pass: Pass) -> Value {
-        let rates = self.rates(timing, pass);
-        let mut json = timing.json();
-        json["ms"] = json!(rates.ms);
-        json["gflop_per_s"] = json!(rates.gflop_per_s);
-        json["gb_per_s"] = json!(rates.gb_per_s);
-        json["percent"] = json!(rates.percent);
-        json
+impl Report {
+    /// A report of rows, with the fits that they allow.
+    pub fn new(environment: Environment, ceilings: Ceilings, rows: Vec<Measured>) -> Self {
+        let fits = fits(&rows);
+        Self { environment, ceilings, rows, fits }
     }
 
-    /// `environment`, `ceilings` and `rows`: a row has what [`Row::json`] says and either `forward` (null for steps), `whole`
-    /// and `peak_bytes`, or `failed`, or `skipped` with the reason. A pass has `ms` (the device's own clock where there is
-    /// one), the samples behind it, rates, and `percent` of the ceiling that binds (null where that is not known).
-    pub fn json(&self) -> Value {
-        let row = |(row, outcome): &(Row, Outcome)| {
-            let mut json = row.json(self.dtype.bytes());
-            let work = row.work(self.dtype.bytes());
-            match outcome {
-                Outcome::Failed(why) => json["failed"] = json!(why),
-                Outcome::Skipped(why) => json["skipped"] = json!(why),
-                Outcome::Timed { forward, whole, peak_bytes } => {
-                    json["forward"] =
-                        forward.as_ref().map_or(Value::Null, |t| self.pass_json(t, work.forward));
-                    json["whole"] = self.pass_json(whole, work.whole);
-                    json["peak_bytes"] = json!(peak_bytes);
-                }
-            }
-            json
-        };
-        let rows: Vec<_> = self.rows.iter().map(row).collect();
-        json!({ "environment": self.environment, "ceilings": self.ceilings, "rows": rows })
+    pub(crate) fn push(&mut self, row: Measured) {
+        self.rows.push(row);
+        self.fits = fits(&self.rows);
     }
 
-    pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        std::fs::write(path, format!("{:#}\n", self.json())).map_err(|e| Error::io(path, e))
+    /// Whether every row was timed or left out for want of time.
+    pub fn complete(&self) -> bool {
+        !self.rows.iter().any(|m| matches!(m.outcome, Outcome::Failed { .. }))
     }
 
-    /// The head of the table, and one line of it.
-    pub fn header() -> String {
-        format!(
-            "{:36} {:>10} {:>10} {:>21} {:>8} {:>9} {:>8} {:>6} {:>9}",
-            "row",
-            "forward ms",
-            "whole ms",
-            "p20 .. p80",
-            "launches",
-            "GFLOP/s",
-            "GB/s",
-            "% max",
-            "peak MiB"
-        )
+    /// Writes the report as JSON, a row a line.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let json = |value: serde_json::Result<String>| {
+            value.map_err(|e| Error::file(path, format!("cannot be written as JSON: {e}")))
+        };
+        let rows = self.rows.iter().map(|row| json(serde_json::to_string(row)));
+        let fits = self.fits.iter().map(|fit| json(serde_json::to_string(fit)));
+        let text = format!(
+            "{{\n\"environment\": {},\n\"ceilings\": {},\n\"rows\": [\n{}\n],\n\"fits\": [\n{}\n]\n}}\n",
+            json(serde_json::to_string(&self.environment))?,
+            json(serde_json::to_string(&self.ceilings))?,
+            rows.collect::<Result<Vec<_>>>()?.join(",\n"),
+            fits.collect::<Result<Vec<_>>>()?.join(",\n"),
+        );
+        std::fs::write(path, text).map_err(|e| Error::io(path, e))
     }
 
-    /// A line of the table.
-    pub fn line(&self, row: &Row, outcome: &Outcome) -> String {
-        let (forward, whole, peak_bytes) = match outcome {
-            Outcome::Failed(why) => return format!("{:36} failed: {why}", row.name),
-            Outcome::Skipped(why) => return format!("{:36} skipped: {why}", row.name),
-            Outcome::Timed { forward, whole, peak_bytes } => (forward, whole, *peak_bytes),
+    /// Reads what [`Report::write`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::File`] where it is no such report, naming the field.
+    pub fn read(path: &Path) -> Result<Self> {
+        let json = read_json(path)?;
+        let fail = |what: String| {
+            Error::file(path, format!("{what}; expected a file that `attn2d bench --json` wrote"))
         };
-        let number = |v: Option<f64>| v.map_or("-".into(), |v| format!("{v:.1}"));
-        let rates = self.rates(whole, row.work(self.dtype.bytes()).whole);
-        let forward = forward.as_ref().map(|t| t.summary(&self.device).median_ms);
-        let summary = whole.summary(&self.device);
-        format!(
-            "{:36} {:>10} {:>10.4} {:>21} {:>8} {:>9} {:>8} {:>6} {:>9.1}",
-            row.name,
-            forward.map_or("-".into(), |ms| format!("{ms:.4}")),
-            rates.ms,
-            format!("{:.4} .. {:.4}", summary.p20_ms, summary.p80_ms),
-            whole.launches,
-            number(rates.gflop_per_s),
-            number(rates.gb_per_s),
-            number(rates.percent),
-            peak_bytes as f64 / f64::from(1 << 20)
-        )
+        let rows = json.get("rows").and_then(Value::as_array);
+        let rows = rows.ok_or_else(|| fail("no list 'rows'".into()))?;
+        let row = |(i, row): (usize, &Value)| {
+            let name = row.get("name").and_then(Value::as_str).unwrap_or("without a name");
+            serde_json::from_value(row.clone()).map_err(|e| fail(format!("row {i} ({name}): {e}")))
+        };
+        let environment = field(&json, "environment").map_err(fail)?;
+        let ceilings = field(&json, "ceilings").map_err(fail)?;
+        let rows = rows.iter().enumerate().map(row).collect::<Result<_>>()?;
+        Ok(Self::new(environment, ceilings, rows))
     }
 
-    /// What was measured, and against what.
-    pub fn preface(&self) -> String {
-        let e = &self.environment;
-        let rate = |c: &Ceiling, unit: &str| {
-            format!("{:.1} {unit} ({}: {})", 1e-9 * c.per_second, c.source, c.how)
-        };
-        let products = match &self.ceilings.multiply_add {
-            Some(c) => rate(c, "GFLOP/s"),
-            None => "not known for this precision and device".into(),
-        };
-        let clock = match self.device.caps() {
-            caps if caps.max_invocations == 1 => "host's clock",
-            caps if caps.software => "software plays the GPU: no measure of one",
-            caps if caps.timestamps => "sum of kernels on the device's clock, caches cold",
-            _ => "host's clock, caches warm",
-        };
-        format!(
-            "{}: {}, {}, rows '{:?}', {}\ncopy: {}\nmultiply-add: {products}\ntimes: {clock}; whole = forward + backward, or step; \
-             % max = the least time by these two, of the whole\n",
-            e.device,
-            e.adapter,
-            e.precision,
-            e.size,
-            e.date,
-            rate(&self.ceilings.copy, "GB/s"),
-        )
+    /// Reads several reports as one; a row that two of them have is the later one's.
+    ///
+    /// # Errors
+    /// As [`Report::read`], and [`Error::File`] for one of another device, precision or size than the first.
+    pub fn join(paths: &[impl AsRef<Path>]) -> Result<Option<Self>> {
+        let mut all: Option<Self> = None;
+        for path in paths {
+            let (path, next) = (path.as_ref(), Self::read(path.as_ref())?);
+            let Some(so_far) = &mut all else {
+                all = Some(next);
+                continue;
+            };
+            next.environment.comparable(&so_far.environment, path)?;
+            so_far.rows.retain(|m| next.rows.iter().all(|n| n.row.name != m.row.name));
+            so_far.rows.extend(next.rows);
+        }
+        Ok(all.map(|r| Self::new(r.environment, r.ceilings, r.rows)))
     }
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n{}", self.preface(), Self::header())?;
-        self.rows.iter().try_for_each(|(row, outcome)| writeln!(f, "{}", self.line(row, outcome)))
-    }
+/// A field of a JSON object as its type, or what is wrong with it.
+fn field<T: DeserializeOwned>(json: &Value, name: &str) -> Result<T, String> {
+    let value = json.get(name).ok_or_else(|| format!("no field '{name}'"))?;
+    serde_json::from_value(value.clone()).map_err(|e| format!("field '{name}': {e}"))
 }
 
-/// The rows as `attn2d bench --list` shows them.
-pub(crate) fn list(rows: &[Row], precision: Precision) -> String {
-    let mut out = format!("{:36} {:6} {:>14} {:>12}\n", "row", "suite", "whole GFLOP", "whole MB");
-    for row in rows {
-        let whole = row.work(precision.dtype().bytes()).whole;
-        let (gflop, mb) = (1e-9 * whole.flop, 1e-6 * whole.bytes);
-        out += &format!("{:36} {:6} {gflop:>14.4} {mb:>12.3}\n", row.name, row.suite);
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dates() {
-        assert_eq!(utc(0), "1970-01-01 00:00:00 UTC");
-        assert_eq!(utc(951_782_400), "2000-02-29 00:00:00 UTC");
-        assert_eq!(utc(1_000_000_000), "2001-09-09 01:46:40 UTC");
-        assert_eq!(utc(4_107_542_399), "2100-02-28 23:59:59 UTC");
-        assert_eq!(utc(4_107_542_400), "2100-03-01 00:00:00 UTC");
-    }
+/// A file's JSON.
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("is no JSON: {e}")))
 }

@@ -1,11 +1,12 @@
 //! What is timed: a row is a name and a description that is data, so that programs of other languages can time the same.
 
 use super::work::{Work, work};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::fmt;
 
 /// How many rows, and of which size.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Size {
     /// A few rows that take milliseconds: to see that everything runs, also on an emulated device.
@@ -17,8 +18,18 @@ pub enum Size {
     Large,
 }
 
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tiny => "tiny",
+            Self::Small => "small",
+            Self::Large => "large",
+        })
+    }
+}
+
 /// Learned positions of an attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Position {
     /// None.
@@ -30,7 +41,7 @@ pub enum Position {
 }
 
 /// What a local window sees outside the map, as [`crate::ops::Border`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outside {
     /// Nothing.
@@ -40,7 +51,7 @@ pub enum Outside {
 }
 
 /// What a row runs. Maps are square, `n` counts images; everything is NHWC.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Subject {
     /// A convolution without bias, padded by `kernel / 2`. With 3 channels it is a stem, whose input wants no gradient.
@@ -168,13 +179,45 @@ pub enum Subject {
     },
 }
 
+/// Where a row stands among the others of its suite, for tables and charts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Place {
+    /// Nowhere in particular.
+    #[default]
+    Alone,
+    /// One of several that give an output of the same shape, at a stage of a net.
+    Stage {
+        /// The net.
+        net: String,
+        /// Channels x map.
+        shape: String,
+        /// What gives that output.
+        unit: String,
+    },
+    /// A point of a line over one size.
+    Line {
+        /// Which line.
+        line: String,
+        /// The size.
+        against: String,
+        /// Its value here.
+        x: f64,
+        /// The exponents of x that the arithmetic has: of time, and of memory.
+        expected: (f64, f64),
+    },
+}
+
 /// A line of the table.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// Bench id: the same in criterion's benches, in `attn2d bench` and for every peer.
     pub name: String,
     /// The suite that it belongs to.
-    pub suite: &'static str,
+    pub suite: String,
+    /// Where it stands among the others of its suite.
+    #[serde(default)]
+    pub place: Place,
     /// What it runs.
     pub subject: Subject,
 }
@@ -185,8 +228,10 @@ impl Row {
         work(&self.subject, bytes)
     }
 
-    /// The row for other programs: name, suite, `op` and its sizes, FLOP and least bytes at `bytes` an element.
+    /// The row for other programs: name, suite, place, `op` and its sizes, FLOP and least bytes at `bytes` an element.
     pub fn json(&self, bytes: usize) -> Value {
-        json!({ "name": self.name, "suite": self.suite, "subject": self.subject, "work": self.work(bytes) })
+        let mut json = json!(self);
+        json["work"] = json!(self.work(bytes));
+        json
     }
 }

@@ -1,7 +1,7 @@
 //! The table of rows. Names say what differs: channels x map for convolutions and local attention, tokens `t` and channels
 //! of a head `d` for global attention, `k` for a window; `n` and `h` (images and heads) where they are not 8.
 
-use super::row::{Outside, Position, Row, Size, Subject};
+use super::row::{Outside, Place, Position, Row, Size, Subject};
 
 /// Everything of the suite `ops`.
 pub(crate) fn ops(size: Size) -> Vec<Row> {
@@ -10,7 +10,8 @@ pub(crate) fn ops(size: Size) -> Vec<Row> {
         Size::Small => small_ops(),
         Size::Large => large_ops(),
     };
-    rows.into_iter().map(|(name, subject)| Row { name, suite: "ops", subject }).collect()
+    let row = |(name, subject)| Row { name, suite: "ops".into(), place: Place::Alone, subject };
+    rows.into_iter().map(row).collect()
 }
 
 /// Everything of the suite `step`. `ga` and `la7`: attention for the second 3x3 of each block of stages 3 and 4; `la7` with
@@ -18,7 +19,8 @@ pub(crate) fn ops(size: Size) -> Vec<Row> {
 pub(crate) fn step(size: Size) -> Vec<Row> {
     let row = |name: &str, model: &str, size: usize, n: usize| Row {
         name: format!("{name}_step_{size}_b{n}"),
-        suite: "step",
+        suite: "step".into(),
+        place: Place::Alone,
         subject: Subject::Step { model: model.into(), size, n },
     };
     match size {
@@ -250,23 +252,4 @@ fn tiny_ops() -> Vec<Named> {
         tiny(block(2, 2, 5, 8)),
         named(adamw(1000), "_tiny"),
     ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeSet;
-
-    #[test]
-    fn names_are_unique_and_models_parse() {
-        for size in [Size::Tiny, Size::Small, Size::Large] {
-            let rows: Vec<_> = ops(size).into_iter().chain(step(size)).collect();
-            let names: BTreeSet<_> = rows.iter().map(|r| r.name.clone()).collect();
-            assert_eq!(names.len(), rows.len(), "{size:?}");
-            for row in rows {
-                let work = row.work(4);
-                assert!(work.whole.bytes > 0.0 || work.whole.flop > 0.0, "{row:?}: {work:?}");
-            }
-        }
-    }
 }

@@ -1,9 +1,9 @@
 //! Medians and percentiles.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Times of the same thing, in milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Half of the samples are below.
     pub median_ms: f64,

@@ -2,15 +2,15 @@
 //!
 //! FLOP are those of the products (a multiply-add is two): norms, softmax, activations and position terms are not counted,
 //! and products with padding are, as everybody counts convolutions. Attention: 4 for each channel of a (query, key) pair
-//! forward; backward 10, since the scores are made again. Bytes: every input and output once, whatever an implementation
-//! stores beside; statistics and log-sum-exps of attention are left out.
+//! forward; backward 10, since the scores are made again; of a window only the keys on the map count. Bytes: every input and
+//! output once, whatever an implementation stores beside; statistics and log-sum-exps of attention are left out.
 
 use super::row::{Position, Subject};
 use crate::models;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The least that a row takes. Zero: not counted (a pass without products; bytes of a whole training step).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Work {
     /// The forward.
     pub forward: Pass,
@@ -19,7 +19,7 @@ pub struct Work {
 }
 
 /// The least that one pass takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Pass {
     /// Useful floating-point operations.
     pub flop: f64,
@@ -92,29 +92,16 @@ pub(crate) fn work(subject: &Subject, bytes: usize) -> Work {
             moved(maps, maps)
         }
         Subject::GlobalAttention { n, size, heads, d, position } => {
-            let offsets = 2 * size - 1;
-            attention(
-                n,
-                size * size,
-                heads,
-                d,
-                size * size,
-                element * tables(position, offsets, heads, d),
-                element,
-            )
+            let tables = element * tables(position, 2 * size - 1, heads, d);
+            attention([n, size * size, heads, d], (size * size).pow(2), tables, element)
         }
-        Subject::LocalAttention { n, size, heads, d, window, position, .. } => attention(
-            n,
-            size * size,
-            heads,
-            d,
-            window * window,
-            element * tables(position, window, heads, d),
-            element,
-        ),
+        Subject::LocalAttention { n, size, heads, d, window, position, .. } => {
+            let tables = element * tables(position, window, heads, d);
+            attention([n, size * size, heads, d], on_map(size, window).pow(2), tables, element)
+        }
         Subject::AttentionBlock { n, size, heads, d } => {
             let (rows, c, tokens) = (n * size * size, heads * d, size * size);
-            let inner = attention(n, tokens, heads, d, tokens, 0.0, element);
+            let inner = attention([n, tokens, heads, d], tokens * tokens, 0.0, element);
             let flop = 8.0 * product(&[rows, c, c]);
             let (map, weights) = (element * product(&[rows, c]), element * product(&[4, c, c]));
             let more = weights + element * tables(Position::Rel, 2 * size - 1, heads, d);
@@ -167,18 +154,16 @@ fn tables(position: Position, offsets: usize, heads: usize, d: usize) -> f64 {
     }
 }
 
+/// Places of all windows along one axis that lie on the map.
+fn on_map(size: usize, window: usize) -> usize {
+    let reach = window / 2;
+    (0..size).map(|at| (at + reach).min(size - 1) - at.saturating_sub(reach) + 1).sum()
+}
+
 /// q, k, v in and y out; backward reads these and dy, and writes three gradients. Tables are read twice and their gradient
-/// written once.
-fn attention(
-    n: usize,
-    tokens: usize,
-    heads: usize,
-    d: usize,
-    keys: usize,
-    tables: f64,
-    element: f64,
-) -> Work {
-    let pairs = product(&[n, heads, tokens, keys]);
+/// written once. `pairs` of query and key an image and head.
+fn attention([n, tokens, heads, d]: [usize; 4], pairs: usize, tables: f64, element: f64) -> Work {
+    let pairs = product(&[n, heads, pairs]);
     let map = element * product(&[n, tokens, heads, d]);
     let forward = Pass { flop: 4.0 * pairs * d as f64, exp: pairs, bytes: 4.0 * map + tables };
     let backward =
@@ -250,7 +235,9 @@ mod tests {
                 4,
             )
         };
-        assert_eq!(local(Position::None).forward.exp, 2.0 * 25.0 * 9.0);
+        // Along an axis of 5 the windows of 3 hold 2 + 3 + 3 + 3 + 2 places.
+        assert_eq!(local(Position::None).forward.exp, 2.0 * 13.0 * 13.0);
+        assert_eq!((on_map(7, 13), on_map(7, 15), on_map(1, 3)), (49, 49, 1));
         let extra = |p| local(p).whole.bytes - local(Position::None).whole.bytes;
         assert_eq!(extra(Position::Rel), 3.0 * 4.0 * 2.0 * 3.0 * 8.0);
         assert_eq!(extra(Position::Bias), 3.0 * 4.0 * 2.0 * 9.0);

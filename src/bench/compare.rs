@@ -1,0 +1,157 @@
+//! A run held against an earlier one: by how much each row's time changed, and whether more than its noise.
+
+use super::report::{Measured, Outcome, Reached, Report};
+use std::fmt;
+
+/// What became of a pass since the earlier run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// The row.
+    pub name: String,
+    /// `forward`, `whole`, or `memory`.
+    pub what: &'static str,
+    /// The earlier median: milliseconds, or bytes.
+    pub old: f64,
+    /// The median now.
+    pub new: f64,
+    /// The least and the greatest ratio that both runs' p20 to p80 allow.
+    pub band: (f64, f64),
+    /// Whether it is more than noise.
+    pub verdict: Verdict,
+}
+
+/// Whether a change is more than noise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Slower, or more memory, by more than noise and tolerance.
+    Worse,
+    /// Faster, or less memory, by as much.
+    Better,
+    /// Neither.
+    Same,
+}
+
+impl Change {
+    /// New over old: above 1 it takes longer now.
+    pub fn ratio(&self) -> f64 {
+        self.new / self.old
+    }
+}
+
+/// A run against an earlier one.
+#[derive(Clone, Debug, Default)]
+pub struct Comparison {
+    /// Every pass that both have, and the memory of every row.
+    pub changes: Vec<Change>,
+    /// Rows that were timed then and fail now, and why.
+    pub lost: Vec<(String, String)>,
+    /// Rows now that the earlier run did not time.
+    pub fresh: usize,
+}
+
+impl Comparison {
+    /// Whether anything got worse.
+    pub fn regressed(&self) -> bool {
+        !self.lost.is_empty() || self.changes.iter().any(|c| c.verdict == Verdict::Worse)
+    }
+}
+
+/// Holds rows of the same name against each other. A change counts where the two intervals p20 to p80 do not meet and the medians
+/// differ by more than `tolerance` (0.05 is 5 %).
+pub fn compare(new: &Report, old: &Report, tolerance: f64) -> Comparison {
+    let mut all = Comparison::default();
+    for now in &new.rows {
+        let then = old.rows.iter().find(|m| m.row.name == now.row.name);
+        let then = then.filter(|m| m.row.subject == now.row.subject);
+        match (then.map(|m| &m.outcome), &now.outcome) {
+            (Some(Outcome::Timed(then)), Outcome::Timed(times)) => {
+                let passes = [
+                    ("forward", then.forward.as_ref(), times.forward.as_ref()),
+                    ("whole", Some(&then.whole), Some(&times.whole)),
+                ];
+                for (what, then, times) in passes {
+                    let both = then.zip(times);
+                    all.changes.extend(both.map(|(a, b)| time(now, what, a, b, tolerance)));
+                }
+                all.changes.extend(memory(now, &then.whole, &times.whole, tolerance));
+            }
+            (Some(Outcome::Timed(_)), Outcome::Failed { failed }) => {
+                all.lost.push((now.row.name.clone(), failed.clone()));
+            }
+            (_, Outcome::Timed(_)) => all.fresh += 1,
+            _ => {}
+        }
+    }
+    all
+}
+
+fn verdict(ratio: f64, band: (f64, f64), tolerance: f64) -> Verdict {
+    if band.0 > 1.0 && ratio > 1.0 + tolerance {
+        Verdict::Worse
+    } else if band.1 < 1.0 && ratio < 1.0 / (1.0 + tolerance) {
+        Verdict::Better
+    } else {
+        Verdict::Same
+    }
+}
+
+fn time(
+    row: &Measured,
+    what: &'static str,
+    old: &Reached,
+    new: &Reached,
+    tolerance: f64,
+) -> Change {
+    let (old, new) = (&old.timing, &new.timing);
+    let band = (new.p20_ms / old.p80_ms, new.p80_ms / old.p20_ms);
+    let verdict = verdict(new.ms / old.ms, band, tolerance);
+    Change { name: row.row.name.clone(), what, old: old.ms, new: new.ms, band, verdict }
+}
+
+/// Memory has no noise.
+fn memory(row: &Measured, old: &Reached, new: &Reached, tolerance: f64) -> Option<Change> {
+    let (old, new) = (old.peak_bytes as f64, new.peak_bytes as f64);
+    let ratio = new / old;
+    ratio.is_finite().then(|| Change {
+        name: row.row.name.clone(),
+        what: "memory",
+        old,
+        new,
+        band: (ratio, ratio),
+        verdict: verdict(ratio, (ratio, ratio), tolerance),
+    })
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let head = ["row", "what", "then", "now", "ratio", "noise band"];
+        let [name, what, then, now, ratio, band] = head;
+        writeln!(f, "{name:40} {what:8} {then:>11} {now:>11} {ratio:>7} {band:>15}")?;
+        for c in self.changes.iter().filter(|c| c.what != "memory" || c.verdict != Verdict::Same) {
+            let unit = |v: f64| match c.what {
+                "memory" => format!("{:.2} MiB", v / f64::from(1 << 20)),
+                _ => format!("{v:.4} ms"),
+            };
+            let word = match c.verdict {
+                Verdict::Worse if c.what == "memory" => "  MORE MEMORY",
+                Verdict::Worse => "  SLOWER",
+                Verdict::Better => "  better",
+                Verdict::Same => "",
+            };
+            let band = format!("{:.3} .. {:.3}", c.band.0, c.band.1);
+            let (old, new, ratio) = (unit(c.old), unit(c.new), c.ratio());
+            let (name, what) = (&c.name, c.what);
+            writeln!(f, "{name:40} {what:8} {old:>11} {new:>11} {ratio:>7.3} {band:>15}{word}")?;
+        }
+        for (name, why) in &self.lost {
+            writeln!(f, "{name:40} FAILS NOW: {why}")?;
+        }
+        let count = |v| self.changes.iter().filter(|c| c.verdict == v).count();
+        let (worse, better) = (count(Verdict::Worse) + self.lost.len(), count(Verdict::Better));
+        write!(f, "{worse} worse, {better} better, of {} compared", self.changes.len())?;
+        match self.fresh {
+            0 => Ok(()),
+            fresh => write!(f, "; {fresh} rows were not timed then"),
+        }
+    }
+}
