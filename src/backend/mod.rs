@@ -44,7 +44,7 @@ pub(crate) fn cuda_kernels() -> String {
 /// What a device is and can do; `plan` functions choose kernel variants by it.
 #[derive(Clone, Debug)]
 pub struct Caps {
-    /// Canonical device string: `cpu`, `wgpu:0`, `cuda:0`, `cuda-emu`.
+    /// Canonical device string: `cpu`, `wgpu:0`, `wgpu-base:0`, `cuda:0`, `cuda-emu`.
     pub name: String,
     /// The hardware's own name.
     pub adapter: String,
@@ -64,6 +64,14 @@ pub struct Caps {
     pub max_binding: u64,
     /// Whether [`Device::take_profile`] gives device-side times.
     pub timestamps: bool,
+}
+
+impl Caps {
+    /// Whether kernels gain by reading what a subgroup shares once and broadcasting it: software reads memory invocation by
+    /// invocation, so that a shared read costs as much as one each. Its subgroups then have a multiple of eight invocations.
+    pub(crate) fn broadcasts(&self) -> bool {
+        self.software && self.subgroup.is_some_and(|(least, _)| least.is_multiple_of(8))
+    }
 }
 
 /// Bytes of tensor memory on a device.
