@@ -3,8 +3,7 @@
 // Convolutions of conv2d.wgsl and conv2d_ends.wgsl (put before this text) for adapters that read memory invocation by invocation, which
 // is software: there a read that is the same for a subgroup costs as much as eight different ones. So what eight outputs need of
 // the weight (weight gradient: of dy) is read once by eight invocations, invocation j the j-th part, and broadcast; an invocation takes
-// 16 channels. A subgroup has a multiple of eight invocations, and exactly eight where there are few pixels (then rows of eight take
-// different channels).
+// 16 channels. A subgroup has eight invocations: where there are few pixels, rows of eight take different channels.
 //
 // Tried on llvmpipe, one core, GFLOP/s for 3x3, 256 channels, 14 x 14, one image (Mesa 25 / Mesa 22): forward 2.3 / 0.4 without
 // broadcasts, 4 pixels x 8 channels 7.1 / 1.0, x 16 12.4 / 1.7, 8 pixels x 8 2.2 / 0.6, x 16 3.4 / 0.9. Input gradient 1.4 / 0.3 before;
@@ -37,8 +36,8 @@ fn wide_channel(wg: vec3u, lane: u32) -> u32 {
 fn wide_vec4(t: Quad, o: u32, id: u32) -> WideSums {
     let c4 = p.c / 4u;
     let row = p.kh * p.kw * c4;
-    let w0 = min(o + id % 8u, p.o - 1u) * row;
-    let w1 = min(o + 8u + id % 8u, p.o - 1u) * row;
+    let w0 = min(o + id, p.o - 1u) * row;
+    let w1 = min(o + 8u + id, p.o - 1u) * row;
     var r0 = vec4f(0.0); var r1 = r0; var r2 = r0; var r3 = r0; var r4 = r0; var r5 = r0; var r6 = r0; var r7 = r0;
     var r8 = r0; var r9 = r0; var r10 = r0; var r11 = r0; var r12 = r0; var r13 = r0; var r14 = r0; var r15 = r0;
     for (var tap = 0u; tap < p.kh * p.kw; tap++) {
@@ -67,8 +66,8 @@ fn wide_vec4(t: Quad, o: u32, id: u32) -> WideSums {
 
 fn wide_any(t: Quad, o: u32, id: u32) -> WideSums {
     let row = p.kh * p.kw * p.c;
-    let w0 = min(o + id % 8u, p.o - 1u) * row;
-    let w1 = min(o + 8u + id % 8u, p.o - 1u) * row;
+    let w0 = min(o + id, p.o - 1u) * row;
+    let w1 = min(o + 8u + id, p.o - 1u) * row;
     var r0 = vec4f(0.0); var r1 = r0; var r2 = r0; var r3 = r0; var r4 = r0; var r5 = r0; var r6 = r0; var r7 = r0;
     var r8 = r0; var r9 = r0; var r10 = r0; var r11 = r0; var r12 = r0; var r13 = r0; var r14 = r0; var r15 = r0;
     for (var tap = 0u; tap < p.kh * p.kw; tap++) {
@@ -178,8 +177,8 @@ fn conv2d_dgrad_wide_vec4_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_wor
     let o4 = p.o / 4u;
     let row = p.kh * p.kw * c4;
     // Past the last channels: the last ones again, not stored.
-    let w0 = id % 8u / 2u * row + min(c / 4u + id % 2u, c4 - 1u);
-    let w1 = id % 8u / 2u * row + min(c / 4u + 2u + id % 2u, c4 - 1u);
+    let w0 = id / 2u * row + min(c / 4u + id % 2u, c4 - 1u);
+    let w1 = id / 2u * row + min(c / 4u + 2u + id % 2u, c4 - 1u);
     var r0 = vec4f(0.0); var r1 = r0; var r2 = r0; var r3 = r0; var r4 = r0; var r5 = r0; var r6 = r0; var r7 = r0;
     var r8 = r0; var r9 = r0; var r10 = r0; var r11 = r0; var r12 = r0; var r13 = r0; var r14 = r0; var r15 = r0;
     for (var r = f.r; r < p.kh; r += p.stride_h) {
@@ -252,7 +251,7 @@ fn conv2d_wgrad_wide_vec4_f32(@builtin(workgroup_id) wg: vec3u, @builtin(local_i
     var r0 = vec4f(0.0); var r1 = r0; var r2 = r0; var r3 = r0; var r4 = r0; var r5 = r0; var r6 = r0; var r7 = r0;
     var r8 = r0; var r9 = r0; var r10 = r0; var r11 = r0; var r12 = r0; var r13 = r0; var r14 = r0; var r15 = r0;
     for (var i = first; i < end; i += 4u) {
-        let mine = min(i + id % 8u / 2u, end - 1u) * o4;
+        let mine = min(i + id / 2u, end - 1u) * o4;
         let v0 = b4[mine + d0];
         let v1 = b4[mine + d1];
         let x0 = under_next(&at, true, tap, c);

@@ -68,9 +68,10 @@ pub struct Caps {
 
 impl Caps {
     /// Whether kernels gain by reading what a subgroup shares once and broadcasting it: software reads memory invocation by
-    /// invocation, so that a shared read costs as much as one each. Its subgroups then have a multiple of eight invocations.
+    /// invocation, so that a shared read costs as much as one each. The kernels that do so are made for subgroups of eight, which is
+    /// what AVX2 gives.
     pub(crate) fn broadcasts(&self) -> bool {
-        self.software && self.subgroup.is_some_and(|(least, _)| least.is_multiple_of(8))
+        self.software && self.subgroup == Some((8, 8))
     }
 }
 

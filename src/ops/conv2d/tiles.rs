@@ -31,12 +31,6 @@ pub(super) fn tile_pixels(pixels: u32) -> u32 {
     lanes(pixels) * PIXELS
 }
 
-/// Whether the variants that read once for eight invocations run: see `Caps::broadcasts`. With few pixels a subgroup must not have
-/// invocations of two rows.
-fn wide(caps: &Caps, pixels: u32) -> bool {
-    caps.broadcasts() && (lanes(pixels) == LANES || caps.subgroup == Some((FEW, FEW)))
-}
-
 /// The plan of a pass over `pixels` (of `copies` phases) and `channels`; `vectors` says whether the channel counts allow vec4 loads.
 pub(super) fn pixel_plan(
     caps: &Caps,
@@ -44,7 +38,7 @@ pub(super) fn pixel_plan(
     vectors: bool,
     entries: &Entries,
 ) -> Plan {
-    let wide = wide(caps, pixels);
+    let wide = caps.broadcasts();
     let entry = match (wide, vectors) {
         (false, false) => entries.0,
         (false, true) => entries.1,
