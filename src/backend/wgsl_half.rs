@@ -163,6 +163,13 @@ mod tests {
     };
 
     #[test]
+    fn adapters_without_subgroups_do_not_get_what_needs_them() {
+        let kernel = Kernel { wgsl: "base\n// subgroups: more\nwide\n", ..KERNEL };
+        assert!(source(&kernel, DType::F32, true).ends_with("base\n// subgroups: more\nwide\n"));
+        assert!(source(&kernel, DType::F32, false).ends_with("base\n"));
+    }
+
+    #[test]
     fn reads_are_widened_and_writes_rounded() {
         let text = "\
 @group(0) @binding(1) var<storage, read> x: array<vec4f>; // x[

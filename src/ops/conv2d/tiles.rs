@@ -77,3 +77,41 @@ pub(super) fn vectors(p: &Conv2dParams) -> bool {
 pub(super) fn phase_pixels(p: &Conv2dParams) -> u32 {
     p.n * p.h.div_ceil(p.stride_h) * p.w.div_ceil(p.stride_w)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENTRIES: Entries = Entries("any", "vec4", "any_wide", "vec4_wide");
+
+    fn caps(software: bool, subgroup: Option<(u32, u32)>) -> Caps {
+        Caps { software, subgroup, ..crate::Device::cpu().caps().clone() }
+    }
+
+    #[test]
+    fn variants_for_software_need_subgroups_of_eight() {
+        let plan = |caps: Caps, vectors| pixel_plan(&caps, [256, 48, 1], vectors, &ENTRIES);
+        assert_eq!(plan(caps(true, Some((8, 8))), true).entry, "vec4_wide");
+        assert_eq!(plan(caps(true, Some((8, 8))), false).entry, "any_wide");
+        for other in [caps(true, None), caps(true, Some((4, 8))), caps(false, Some((8, 8)))] {
+            assert_eq!(plan(other, true).entry, "vec4");
+        }
+    }
+
+    #[test]
+    fn tiles_cover_pixels_and_channels() {
+        for pixels in [0, 1, 31, 33, 128, 129, 256, 257, 20_000_000] {
+            for channels in [1, 8, 33, 64, 65, 1000] {
+                for (wide, own) in [(false, CHANNELS), (true, WIDE)] {
+                    let caps = caps(true, wide.then_some((8, 8)));
+                    let [x, y, z] = pixel_plan(&caps, [pixels, channels, 1], true, &ENTRIES).grid;
+                    let tile = tile_pixels(pixels);
+                    let blocks = u64::from(x) * u64::from(z);
+                    assert!(x > 0 && x <= MAX_GROUPS && blocks * u64::from(tile) >= pixels.into());
+                    let across = LANES * PIXELS / tile * own;
+                    assert!(y * across >= channels && (y - 1) * across < channels);
+                }
+            }
+        }
+    }
+}
