@@ -1,7 +1,8 @@
 // 2D convolution, NHWC, as implicit matrix products: every invocation keeps a small tile of sums in registers and
 // reads its operands where they lie. Each invocation of a workgroup takes other pixels (weight gradient: other weight
-// columns) but the same output channels, so half of the loads are the same for the whole workgroup. The vec4 variants
-// want channel counts that are multiples of 4; the others take any. All sums are gathered, in a fixed order.
+// columns) but the same output channels, so half of the loads are the same for the whole workgroup; where there are few pixels,
+// rows of eight invocations share channels instead. The vec4 variants want channel counts that are multiples of 4; the others take
+// any. All sums are gathered, in a fixed order. conv2d_wide.wgsl has variants for software.
 
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 @group(0) @binding(1) var<storage, read> a4: array<vec4f>;
@@ -16,13 +17,31 @@
 const LANES = 64u;
 const PIXELS = 4u;
 const CHANNELS = 8u;
+// Invocations beside each other that take pixels where there are few.
+const FEW = 8u;
+
+// Invocations of a workgroup along the pixels, of which there are so many; the rows of others take further channels. As `lanes` in
+// src/ops/conv2d/tiles.rs.
+fn lanes_for(pixels: u32) -> u32 {
+    return select(LANES, FEW, pixels <= LANES * PIXELS / 2u);
+}
+
+// The same for the pixels of y.
+fn lanes_of_y() -> u32 {
+    return lanes_for(p.n * p.p * p.q);
+}
+
+// The first channel of an invocation that takes `channels`.
+fn first_channel(wg: vec3u, lane: u32, lanes: u32, channels: u32) -> u32 {
+    return (wg.y * (LANES / lanes) + lane / lanes) * channels;
+}
 
 // Four pixels of an image, or of a phase of it.
 struct Quad { index: vec4u, image: vec4u, row: vec4i, col: vec4i, inside: vec4<bool> }
 
-// Pixels first, first + LANES, ... of `images` images of rows x cols pixels; those past the last are marked.
-fn quad(first: u32, images: u32, rows: u32, cols: u32) -> Quad {
-    let index = vec4u(first) + vec4u(0u, LANES, 2u * LANES, 3u * LANES);
+// Pixels first, first + lanes, ... of `images` images of rows x cols pixels; those past the last are marked.
+fn quad(first: u32, lanes: u32, images: u32, rows: u32, cols: u32) -> Quad {
+    let index = vec4u(first) + lanes * vec4u(0u, 1u, 2u, 3u);
     let inside = index < vec4u(images * rows * cols);
     let at = select(vec4u(0u), index, inside);
     let rest = at % (rows * cols);
@@ -30,8 +49,14 @@ fn quad(first: u32, images: u32, rows: u32, cols: u32) -> Quad {
 }
 
 // The first of this invocation's pixels; workgroups go on along z where x is full.
-fn first_pixel(wg: vec3u, groups: vec3u, lane: u32) -> u32 {
-    return (wg.z * groups.x + wg.x) * LANES * PIXELS + lane;
+fn first_pixel(wg: vec3u, groups: vec3u, lane: u32, lanes: u32) -> u32 {
+    return (wg.z * groups.x + wg.x) * lanes * PIXELS + lane % lanes;
+}
+
+// This invocation's pixels of y.
+fn quad_of_y(wg: vec3u, groups: vec3u, lane: u32) -> Quad {
+    let lanes = lanes_of_y();
+    return quad(first_pixel(wg, groups, lane, lanes), lanes, p.n, p.p, p.q);
 }
 
 fn within(row: vec4i, col: vec4i, rows: u32, cols: u32) -> vec4<bool> {
@@ -132,15 +157,15 @@ fn sums_any(t: Quad, o: u32, low: vec4f, high: vec4f) -> Sums {
 
 @compute @workgroup_size(64)
 fn conv2d_fwd_vec4_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let t = quad(first_pixel(wg, groups, lane), p.n, p.p, p.q);
-    let o = wg.y * CHANNELS;
+    let t = quad_of_y(wg, groups, lane);
+    let o = first_channel(wg, lane, lanes_of_y(), CHANNELS);
     store_sums(t, o, sums_vec4(t, o, starting_bias(o), starting_bias(o + 4u)));
 }
 
 @compute @workgroup_size(64)
 fn conv2d_fwd_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let t = quad(first_pixel(wg, groups, lane), p.n, p.p, p.q);
-    let o = wg.y * CHANNELS;
+    let t = quad_of_y(wg, groups, lane);
+    let o = first_channel(wg, lane, lanes_of_y(), CHANNELS);
     store_sums(t, o, sums_any(t, o, starting_bias(o), starting_bias(o + 4u)));
 }
 
@@ -170,6 +195,19 @@ fn sources(t: Quad, f: Phase, r: u32, s: u32, valid: ptr<function, vec4<bool>>) 
     return select(vec4u(0u), (t.image * p.p + vec4u(row)) * p.q + vec4u(col), ok);
 }
 
+// Invocations along the pixels of a phase: by the largest phase, as the grid is.
+fn lanes_of_dx() -> u32 {
+    let rows = (p.h + p.stride_h - 1u) / p.stride_h;
+    return lanes_for(p.n * rows * ((p.w + p.stride_w - 1u) / p.stride_w));
+}
+
+// This invocation's pixels of a phase of dx.
+fn quad_of_dx(wg: vec3u, groups: vec3u, lane: u32, f: Phase) -> Quad {
+    let lanes = lanes_of_dx();
+    let block = vec3u(wg.xy, wg.z / (p.stride_h * p.stride_w));
+    return quad(first_pixel(block, groups, lane, lanes), lanes, p.n, f.rows, f.cols);
+}
+
 fn store_dx(t: Quad, k: u32, f: Phase, c: u32, v: vec4f) {
     if t.inside[k] {
         let row = u32(t.row[k]) * p.stride_h + f.row;
@@ -181,16 +219,23 @@ fn store_dx(t: Quad, k: u32, f: Phase, c: u32, v: vec4f) {
     }
 }
 
+fn store_all_dx(t: Quad, f: Phase, c: u32, s: Sums) {
+    store_dx(t, 0u, f, c, s.s00); store_dx(t, 0u, f, c + 4u, s.s01);
+    store_dx(t, 1u, f, c, s.s10); store_dx(t, 1u, f, c + 4u, s.s11);
+    store_dx(t, 2u, f, c, s.s20); store_dx(t, 2u, f, c + 4u, s.s21);
+    store_dx(t, 3u, f, c, s.s30); store_dx(t, 3u, f, c + 4u, s.s31);
+}
+
 @compute @workgroup_size(64)
 fn conv2d_dgrad_vec4_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let phases = p.stride_h * p.stride_w;
-    let f = phase(wg.z % phases);
-    let t = quad(first_pixel(vec3u(wg.xy, wg.z / phases), groups, lane), p.n, f.rows, f.cols);
+    let f = phase(wg.z % (p.stride_h * p.stride_w));
+    let t = quad_of_dx(wg, groups, lane, f);
+    let c = first_channel(wg, lane, lanes_of_dx(), CHANNELS);
     let c4 = p.c / 4u;
     let o4 = p.o / 4u;
     // Past the last channels: the last ones again, not stored.
-    let c0 = wg.y * 2u;
-    let c1 = min(c0 + 1u, c4 - 1u);
+    let c0 = min(c / 4u, c4 - 1u);
+    let c1 = min(c / 4u + 1u, c4 - 1u);
     let row = p.kh * p.kw * c4;
     var s00 = vec4f(0.0); var s01 = s00; var s10 = s00; var s11 = s00; var s20 = s00; var s21 = s00; var s30 = s00; var s31 = s00;
     for (var r = f.r; r < p.kh; r += p.stride_h) {
@@ -213,19 +258,14 @@ fn conv2d_dgrad_vec4_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgrou
             }
         }
     }
-    let c = wg.y * CHANNELS;
-    store_dx(t, 0u, f, c, s00); store_dx(t, 0u, f, c + 4u, s01);
-    store_dx(t, 1u, f, c, s10); store_dx(t, 1u, f, c + 4u, s11);
-    store_dx(t, 2u, f, c, s20); store_dx(t, 2u, f, c + 4u, s21);
-    store_dx(t, 3u, f, c, s30); store_dx(t, 3u, f, c + 4u, s31);
+    store_all_dx(t, f, c, Sums(s00, s01, s10, s11, s20, s21, s30, s31));
 }
 
 @compute @workgroup_size(64)
 fn conv2d_dgrad_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let phases = p.stride_h * p.stride_w;
-    let f = phase(wg.z % phases);
-    let t = quad(first_pixel(vec3u(wg.xy, wg.z / phases), groups, lane), p.n, f.rows, f.cols);
-    let c = wg.y * CHANNELS;
+    let f = phase(wg.z % (p.stride_h * p.stride_w));
+    let t = quad_of_dx(wg, groups, lane, f);
+    let c = first_channel(wg, lane, lanes_of_dx(), CHANNELS);
     let k0 = min(vec4u(c) + vec4u(0u, 1u, 2u, 3u), vec4u(p.c - 1u));
     let k1 = min(vec4u(c) + vec4u(4u, 5u, 6u, 7u), vec4u(p.c - 1u));
     var s00 = vec4f(0.0); var s01 = s00; var s10 = s00; var s11 = s00; var s20 = s00; var s21 = s00; var s30 = s00; var s31 = s00;
@@ -246,10 +286,7 @@ fn conv2d_dgrad_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) g
             }
         }
     }
-    store_dx(t, 0u, f, c, s00); store_dx(t, 0u, f, c + 4u, s01);
-    store_dx(t, 1u, f, c, s10); store_dx(t, 1u, f, c + 4u, s11);
-    store_dx(t, 2u, f, c, s20); store_dx(t, 2u, f, c + 4u, s21);
-    store_dx(t, 3u, f, c, s30); store_dx(t, 3u, f, c + 4u, s31);
+    store_all_dx(t, f, c, Sums(s00, s01, s10, s11, s20, s21, s30, s31));
 }
 
 // Weight gradient: dw[o, r, s, c] = sum over pixels of dy[pixel, o] * x[pixel under (r, s), c]. The pixels are cut

@@ -2,7 +2,7 @@
 // y, or with a whole norm. They have no bias.
 
 // ------------------------------------------------------------------------------------------------ statistics
-// Mean and sum of squared deviations from it of each channel over a workgroup's pixels: part [blocks of 256 pixels, 2, o]. Both are taken of
+// Mean and sum of squared deviations from it of each channel over a workgroup's pixels: part [blocks of 256 pixels (few: 32), 2, o]. Both are taken of
 // the sums in registers, one after the other, so a mean far from zero costs no accuracy. Pixels past the last do not count.
 
 @group(0) @binding(3) var<storage, read_write> part: array<f32>;
@@ -11,19 +11,20 @@ var<workgroup> shares: array<vec4f, 128>;
 
 struct Eight { low: vec4f, high: vec4f }
 
-// The sum over the invocations, for all of them.
-fn over_lanes(lane: u32, v: Eight) -> Eight {
+// The sum over the invocations that share channels, for all of them.
+fn over_lanes(lane: u32, lanes: u32, v: Eight) -> Eight {
     shares[lane] = v.low;
     shares[lane + LANES] = v.high;
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+    for (var half = lanes / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
-        if lane < half {
+        if lane % lanes < half {
             shares[lane] += shares[lane + half];
             shares[lane + LANES] += shares[lane + LANES + half];
         }
     }
     workgroupBarrier();
-    let sum = Eight(shares[0], shares[LANES]);
+    let first = lane / lanes * lanes;
+    let sum = Eight(shares[first], shares[first + LANES]);
     workgroupBarrier();
     return sum;
 }
@@ -36,48 +37,50 @@ fn square(inside: bool, v: vec4f, mean: vec4f) -> vec4f {
     return counted(inside, (v - mean) * (v - mean));
 }
 
-fn statistics(wg: vec3u, groups: vec3u, lane: u32, t: Quad, s: Sums) {
-    let block = wg.z * groups.x + wg.x;
+// Of channels from `o` on.
+fn statistics(block: u32, lane: u32, o: u32, t: Quad, s: Sums) {
     let pixels = p.n * p.p * p.q;
-    let first = min(block * LANES * PIXELS, pixels);
-    let count = f32(min(LANES * PIXELS, pixels - first));
+    let lanes = lanes_of_y();
+    let first = min(block * lanes * PIXELS, pixels);
+    let count = f32(min(lanes * PIXELS, pixels - first));
     let k = t.inside;
-    let sum = over_lanes(lane, Eight(
+    let sum = over_lanes(lane, lanes, Eight(
         (counted(k.x, s.s00) + counted(k.y, s.s10)) + (counted(k.z, s.s20) + counted(k.w, s.s30)),
         (counted(k.x, s.s01) + counted(k.y, s.s11)) + (counted(k.z, s.s21) + counted(k.w, s.s31))));
     let low = sum.low / count;
     let high = sum.high / count;
-    let m2 = over_lanes(lane, Eight(
+    let m2 = over_lanes(lane, lanes, Eight(
         (square(k.x, s.s00, low) + square(k.y, s.s10, low)) + (square(k.z, s.s20, low) + square(k.w, s.s30, low)),
         (square(k.x, s.s01, high) + square(k.y, s.s11, high)) + (square(k.z, s.s21, high) + square(k.w, s.s31, high))));
-    let o = wg.y * CHANNELS + lane;
-    if lane >= CHANNELS || o >= p.o || first == pixels { return; }
-    let at = block * 2u * p.o + o;
-    if lane < 4u {
-        part[at] = low[lane];
-        part[at + p.o] = m2.low[lane];
+    // One of the invocations that share them writes a channel; there are eight at least.
+    let j = lane % lanes;
+    if j >= CHANNELS || o + j >= p.o || first == pixels { return; }
+    let at = block * 2u * p.o + o + j;
+    if j < 4u {
+        part[at] = low[j];
+        part[at + p.o] = m2.low[j];
     } else {
-        part[at] = high[lane - 4u];
-        part[at + p.o] = m2.high[lane - 4u];
+        part[at] = high[j - 4u];
+        part[at + p.o] = m2.high[j - 4u];
     }
 }
 
 @compute @workgroup_size(64)
 fn conv2d_stats_vec4_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let t = quad(first_pixel(wg, groups, lane), p.n, p.p, p.q);
-    let o = wg.y * CHANNELS;
+    let t = quad_of_y(wg, groups, lane);
+    let o = first_channel(wg, lane, lanes_of_y(), CHANNELS);
     let s = sums_vec4(t, o, vec4f(0.0), vec4f(0.0));
     store_sums(t, o, s);
-    statistics(wg, groups, lane, t, s);
+    statistics(wg.z * groups.x + wg.x, lane, o, t, s);
 }
 
 @compute @workgroup_size(64)
 fn conv2d_stats_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let t = quad(first_pixel(wg, groups, lane), p.n, p.p, p.q);
-    let o = wg.y * CHANNELS;
+    let t = quad_of_y(wg, groups, lane);
+    let o = first_channel(wg, lane, lanes_of_y(), CHANNELS);
     let s = sums_any(t, o, vec4f(0.0), vec4f(0.0));
     store_sums(t, o, s);
-    statistics(wg, groups, lane, t, s);
+    statistics(wg.z * groups.x + wg.x, lane, o, t, s);
 }
 
 // ------------------------------------------------------------------------------------------------ norm
@@ -117,14 +120,14 @@ fn store_norms(t: Quad, o: u32, s: Sums) {
 
 @compute @workgroup_size(64)
 fn conv2d_norm_vec4_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let t = quad(first_pixel(wg, groups, lane), p.n, p.p, p.q);
-    let o = wg.y * CHANNELS;
+    let t = quad_of_y(wg, groups, lane);
+    let o = first_channel(wg, lane, lanes_of_y(), CHANNELS);
     store_norms(t, o, sums_vec4(t, o, vec4f(0.0), vec4f(0.0)));
 }
 
 @compute @workgroup_size(64)
 fn conv2d_norm_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let t = quad(first_pixel(wg, groups, lane), p.n, p.p, p.q);
-    let o = wg.y * CHANNELS;
+    let t = quad_of_y(wg, groups, lane);
+    let o = first_channel(wg, lane, lanes_of_y(), CHANNELS);
     store_norms(t, o, sums_any(t, o, vec4f(0.0), vec4f(0.0)));
 }

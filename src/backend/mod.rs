@@ -45,7 +45,7 @@ pub(crate) fn cuda_kernels() -> String {
 /// What a device is and can do; `plan` functions choose kernel variants by it.
 #[derive(Clone, Debug)]
 pub struct Caps {
-    /// Canonical device string: `cpu`, `wgpu:0`, `cuda:0`, `cuda-emu`.
+    /// Canonical device string: `cpu`, `wgpu:0`, `wgpu-base:0`, `cuda:0`, `cuda-emu`.
     pub name: String,
     /// The hardware's own name.
     pub adapter: String,
@@ -65,6 +65,15 @@ pub struct Caps {
     pub max_binding: u64,
     /// Whether [`Device::take_profile`] gives device-side times.
     pub timestamps: bool,
+}
+
+impl Caps {
+    /// Whether kernels gain by reading what a subgroup shares once and broadcasting it: software reads memory invocation by
+    /// invocation, so that a shared read costs as much as one each. The kernels that do so are made for subgroups of eight, which is
+    /// what AVX2 gives.
+    pub(crate) fn broadcasts(&self) -> bool {
+        self.software && self.subgroup == Some((8, 8))
+    }
 }
 
 /// Bytes of tensor memory on a device.

@@ -15,7 +15,8 @@ pub struct DeviceReport {
 }
 
 /// What a device string may be.
-const EXPECTED: &str = "auto, cpu, wgpu, wgpu:INDEX, wgpu:PART-OF-NAME, cuda:INDEX or cuda-emu";
+const EXPECTED: &str =
+    "auto, cpu, wgpu, wgpu:INDEX, wgpu:PART-OF-NAME, wgpu-base, cuda:INDEX or cuda-emu";
 
 /// How to get a Vulkan driver, for messages.
 #[cfg(feature = "wgpu")]
@@ -24,7 +25,8 @@ const NO_ADAPTER: &str = "no GPU adapter found; install a Vulkan driver (Debian/
 
 impl Device {
     /// Opens a device: `auto`, `cpu`, `wgpu`, `wgpu:1` (by index), `wgpu:nvidia` (by part of the adapter's name), `cuda:0`,
-    /// or `cuda-emu` (the CUDA kernels on the host, for tests, in builds with that feature).
+    /// `wgpu-base` (an adapter as one without subgroups, for tests of the kernels that all adapters can run), or `cuda-emu` (the CUDA
+    /// kernels on the host, for tests, in builds with that feature).
     ///
     /// `auto` takes a hardware GPU where there is one, else the CPU.
     ///
@@ -35,7 +37,8 @@ impl Device {
         match (kind, which) {
             ("cpu", None) => Ok(Self::cpu()),
             ("auto", None) => Ok(hardware().unwrap_or_else(Self::cpu)),
-            ("wgpu", _) => open_wgpu(which),
+            ("wgpu", _) => open_wgpu(which, true),
+            ("wgpu-base", _) => open_wgpu(which, false),
             ("cuda", _) => open_cuda(which),
             ("cuda-emu", None) => open_emulated(),
             _ => Err(Error::usage(format!("unknown device '{name}': expected {EXPECTED}"))),
@@ -44,12 +47,13 @@ impl Device {
 }
 
 fn hardware() -> Option<Device> {
-    let wgpu = || open_wgpu(None).ok().filter(|d| !d.caps().software);
+    let wgpu = || open_wgpu(None, true).ok().filter(|d| !d.caps().software);
     open_cuda(None).ok().or_else(wgpu)
 }
 
 #[cfg(feature = "wgpu")]
-fn open_wgpu(which: Option<&str>) -> Result<Device> {
+/// `all`: with whatever the adapter has beyond the base.
+fn open_wgpu(which: Option<&str>, all: bool) -> Result<Device> {
     let adapters = super::wgpu_adapters::adapters();
     if adapters.is_empty() {
         return Err(Error::device("wgpu", NO_ADAPTER));
@@ -68,12 +72,14 @@ fn open_wgpu(which: Option<&str>) -> Result<Device> {
         let message = format!("no such adapter; there are: {}", list.join(", "));
         return Err(Error::device(format!("wgpu:{}", which.unwrap_or("0")), message));
     };
-    let backend = super::wgpu::WgpuBackend::open(&format!("wgpu:{index}"), &adapters[index])?;
+    let kind = if all { "wgpu" } else { "wgpu-base" };
+    let name = format!("{kind}:{index}");
+    let backend = super::wgpu::WgpuBackend::open(&name, &adapters[index], all)?;
     Ok(Device::from_backend(Box::new(backend)))
 }
 
 #[cfg(not(feature = "wgpu"))]
-fn open_wgpu(_: Option<&str>) -> Result<Device> {
+fn open_wgpu(_: Option<&str>, _: bool) -> Result<Device> {
     Err(Error::device("wgpu", "this build has no wgpu; build with `--features wgpu`"))
 }
 
@@ -131,7 +137,7 @@ pub fn device_reports() -> Vec<DeviceReport> {
         }
         for (i, adapter) in adapters.iter().enumerate() {
             let name = format!("wgpu:{i}");
-            match super::wgpu::WgpuBackend::open(&name, adapter) {
+            match super::wgpu::WgpuBackend::open(&name, adapter, true) {
                 Ok(backend) => reports.push(usable(&Device::from_backend(Box::new(backend)))),
                 Err(e) => reports.push(missing(&name, e.to_string())),
             }

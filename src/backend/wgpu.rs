@@ -79,8 +79,8 @@ fn raw(buffer: &Buffer) -> &wgpu::Buffer {
 }
 
 impl WgpuBackend {
-    /// Opens the adapter; `name` is its canonical device string.
-    pub(crate) fn open(name: &str, adapter: &wgpu::Adapter) -> Result<Self> {
+    /// Opens the adapter; `name` is its canonical device string. Where not `all` of its features are wanted, kernels find no subgroups.
+    pub(crate) fn open(name: &str, adapter: &wgpu::Adapter, all: bool) -> Result<Self> {
         let info = adapter.get_info();
         let offered = adapter.limits();
         // The base kernels need no more than the defaults; what the adapter has beyond them lets models grow and variants be chosen.
@@ -105,8 +105,8 @@ impl WgpuBackend {
             );
             return Err(Error::device(name, message));
         }
-        let optional =
-            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16;
+        let base = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16;
+        let optional = if all { base | wgpu::Features::SUBGROUP } else { base };
         let features = adapter.features() & optional;
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("attn2d"),
@@ -214,7 +214,7 @@ impl WgpuBackend {
             return Ok(found.clone());
         }
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let text = wgsl_half::source(kernel, stored);
+        let text = wgsl_half::source(kernel, stored, self.caps.subgroup.is_some());
         let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(entry),
             source: wgpu::ShaderSource::Wgsl(text.into()),

@@ -25,9 +25,14 @@ impl Half<'_> {
     }
 }
 
+/// What a text begins the part with that adapters without subgroups do not get.
+const SUBGROUPS: &str = "// subgroups:";
+
 /// The whole text of a kernel's shader, the common part first, for tensors stored as `stored` (f32 or f16).
-pub(super) fn source(kernel: &Kernel, stored: DType) -> String {
-    let text = format!("{}\n{}", include_str!("../../shaders/common.wgsl"), kernel.wgsl);
+pub(super) fn source(kernel: &Kernel, stored: DType, subgroups: bool) -> String {
+    let base = kernel.wgsl.split(SUBGROUPS).next().unwrap_or_default();
+    let own = if subgroups { kernel.wgsl } else { base };
+    let text = format!("{}\n{own}", include_str!("../../shaders/common.wgsl"));
     if stored == DType::F16 { in_f16(kernel, &text) } else { text }
 }
 
@@ -156,6 +161,13 @@ mod tests {
         cuda: None,
         plan: |_, _| Plan::items(1, 1),
     };
+
+    #[test]
+    fn adapters_without_subgroups_do_not_get_what_needs_them() {
+        let kernel = Kernel { wgsl: "base\n// subgroups: more\nwide\n", ..KERNEL };
+        assert!(source(&kernel, DType::F32, true).ends_with("base\n// subgroups: more\nwide\n"));
+        assert!(source(&kernel, DType::F32, false).ends_with("base\n"));
+    }
 
     #[test]
     fn reads_are_widened_and_writes_rounded() {

@@ -265,9 +265,10 @@ pub(crate) fn attend<P: Pod + Send>(
 
 /// Whether one launch writes all gradients: on the CPU, which has a score at hand once for all five products (in f32: the
 /// tables' gradients lie in the same buffer, and are never rounded), and for maps so small that a GPU's time is mostly the
-/// launches themselves.
+/// launches themselves (software has no such times).
 fn one_launch<P>(problem: &Problem<P>, q: &Tensor) -> bool {
-    let worth = if one_walk(q) { !q.dtype().is_half() } else { q.shape()[1] * q.shape()[2] <= 64 };
+    let small = q.shape()[1] * q.shape()[2] <= 64 && !q.device().caps().broadcasts();
+    let worth = if one_walk(q) { !q.dtype().is_half() } else { small };
     packed_fits(problem, q) && worth
 }
 

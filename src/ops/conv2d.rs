@@ -16,14 +16,18 @@ use bytemuck::{Pod, Zeroable};
 mod cuda;
 mod ends;
 mod spec;
+mod tiles;
 
 pub(super) use ends::{normalised, with_statistics};
 pub(crate) use spec::SPEC;
 pub(super) use spec::options;
+use tiles::{CHANNELS, Entries, phase_pixels, pixel_plan, vectors, weight_grid, weight_plan};
 
 const WGSL: &str = concat!(
     include_str!("../../shaders/conv2d_params.wgsl"),
-    include_str!("../../shaders/conv2d.wgsl")
+    include_str!("../../shaders/conv2d.wgsl"),
+    include_str!("../../shaders/conv2d_ends.wgsl"),
+    include_str!("../../shaders/conv2d_wide.wgsl")
 );
 
 /// Shape of a convolution: the parameter block of its kernels. Counts of pixels or channels.
@@ -84,19 +88,10 @@ impl Default for Conv2d {
     }
 }
 
-/// Output channels an invocation, and pixels a workgroup: as in the shader.
-const CHANNELS: u32 = 8;
-const PIXELS: u32 = 256;
 /// One grid axis runs over channels.
 const MOST_CHANNELS: usize = MAX_GROUPS as usize * CHANNELS as usize;
 /// And one over the columns of the weight, in the weight gradient.
 const MOST_COLUMNS: usize = MAX_GROUPS as usize * 64;
-
-fn pixel_grid(pixels: u32, channels: u32, copies: u32) -> [u32; 3] {
-    let blocks = pixels.div_ceil(PIXELS).max(1);
-    let x = blocks.min(MAX_GROUPS);
-    [x, channels.div_ceil(CHANNELS), blocks.div_ceil(x) * copies]
-}
 
 static CONV2D_FWD: Kernel = Kernel {
     name: "conv2d_fwd_f32",
@@ -109,10 +104,15 @@ static CONV2D_FWD: Kernel = Kernel {
     cpu: cpu::fwd,
     wgsl: WGSL,
     cuda: cuda::FWD,
-    plan: |bytes, _: &Caps| {
+    plan: |bytes, caps| {
+        const ENTRIES: Entries = Entries(
+            "conv2d_fwd_f32",
+            "conv2d_fwd_vec4_f32",
+            "conv2d_fwd_wide_f32",
+            "conv2d_fwd_wide_vec4_f32",
+        );
         let p: Conv2dParams = params(bytes);
-        let plan = Plan { entry: "", grid: pixel_grid(p.n * p.p * p.q, p.o, 1) };
-        if p.c.is_multiple_of(4) { plan.entry("conv2d_fwd_vec4_f32") } else { plan }
+        pixel_plan(caps, [p.n * p.p * p.q, p.o, 1], p.c.is_multiple_of(4), &ENTRIES)
     },
 };
 
@@ -126,11 +126,16 @@ static CONV2D_DGRAD: Kernel = Kernel {
     cpu: cpu::dgrad,
     wgsl: WGSL,
     cuda: cuda::DGRAD,
-    plan: |bytes, _: &Caps| {
+    plan: |bytes, caps| {
+        const ENTRIES: Entries = Entries(
+            "conv2d_dgrad_f32",
+            "conv2d_dgrad_vec4_f32",
+            "conv2d_dgrad_f32",
+            "conv2d_dgrad_wide_vec4_f32",
+        );
         let p: Conv2dParams = params(bytes);
-        let grid = pixel_grid(phase_pixels(&p), p.c, p.stride_h * p.stride_w);
-        let plan = Plan { entry: "", grid };
-        if vectors(&p) { plan.entry("conv2d_dgrad_vec4_f32") } else { plan }
+        let extent = [phase_pixels(&p), p.c, p.stride_h * p.stride_w];
+        pixel_plan(caps, extent, vectors(&p), &ENTRIES)
     },
 };
 
@@ -145,12 +150,7 @@ static CONV2D_WGRAD: Kernel = Kernel {
     cpu: cpu::wgrad,
     wgsl: WGSL,
     cuda: cuda::WGRAD,
-    plan: |bytes, _: &Caps| {
-        let p: Conv2dParams = params(bytes);
-        let [x, y] = weight_grid(&p);
-        let plan = Plan { entry: "", grid: [x, y, p.parts] };
-        if vectors(&p) { plan.entry("conv2d_wgrad_vec4_f32") } else { plan }
-    },
+    plan: |bytes, caps| weight_plan(caps, &params(bytes)),
 };
 
 /// Its output has `parts` copies of the bias.
@@ -174,22 +174,6 @@ static CONV2D_SUM: Kernel = Kernel {
     cuda: cuda::SUM,
     plan: |bytes, _: &Caps| Plan::items(params::<SumParams>(bytes).len as usize, 256),
 };
-
-/// Pixels of the largest phase of the input gradient.
-fn phase_pixels(p: &Conv2dParams) -> u32 {
-    p.n * p.h.div_ceil(p.stride_h) * p.w.div_ceil(p.stride_w)
-}
-
-/// Whether both channel counts allow vec4 loads.
-fn vectors(p: &Conv2dParams) -> bool {
-    p.c.is_multiple_of(4) && p.o.is_multiple_of(4)
-}
-
-/// Workgroups over the columns and rows of the weight.
-fn weight_grid(p: &Conv2dParams) -> [u32; 2] {
-    let columns = p.kh * p.kw * if vectors(p) { p.c / 4 } else { p.c };
-    [columns.div_ceil(64), p.o.div_ceil(CHANNELS)]
-}
 
 /// Into how many parts a GPU cuts the pixels of a weight gradient: enough to fill a large GPU (the weight of an early
 /// layer is small), and none so long that its sum loses precision. Depends on the shape alone, so that results do not

@@ -106,7 +106,8 @@ impl GlobalAttentionParams {
 const WGSL: &str = concat!(
     include_str!("../../shaders/attention_common.wgsl"),
     include_str!("../../shaders/global_attention.wgsl"),
-    include_str!("../../shaders/global_attention_bwd.wgsl")
+    include_str!("../../shaders/global_attention_bwd.wgsl"),
+    include_str!("../../shaders/global_attention_wide.wgsl")
 );
 const READ: Access = Access::Read;
 const WRITE: Access = Access::Write;
@@ -115,6 +116,16 @@ const WRITE: Access = Access::Write;
 fn plan_tokens(bytes: &[u8], _: &crate::Caps) -> Plan {
     let p: GlobalAttentionParams = params(bytes);
     Plan::items(p.n as usize * p.tokens() * p.g as usize, 64)
+}
+
+/// The same, or where there are no tables the software variant `wide`, in which eight threads take 32 tokens of a head.
+fn plan_wide(bytes: &[u8], caps: &crate::Caps, wide: &'static str) -> Plan {
+    let p: GlobalAttentionParams = params(bytes);
+    if caps.broadcasts() && p.has_rel_h + p.has_rel_w + p.has_bias == 0 {
+        let rows = (p.n * p.g) as usize * p.tokens().div_ceil(32);
+        return Plan::items(8 * rows, 64).entry(wide);
+    }
+    plan_tokens(bytes, caps)
 }
 
 /// The first six bindings of every backward kernel, then what it writes.
@@ -137,7 +148,7 @@ static FWD: Kernel = Kernel {
     cpu: cpu::fwd,
     wgsl: WGSL,
     cuda: cuda::FWD,
-    plan: plan_tokens,
+    plan: |bytes, caps| plan_wide(bytes, caps, "global_attention_fwd_wide_f32"),
 };
 
 /// dq, dk and dv in one launch; the CPU also fills in the tables' gradients.
@@ -156,7 +167,7 @@ static BWD_DQ: Kernel = Kernel {
     cpu: cpu::dq,
     wgsl: WGSL,
     cuda: cuda::BWD_DQ,
-    plan: plan_tokens,
+    plan: |bytes, caps| plan_wide(bytes, caps, "global_attention_bwd_dq_wide_f32"),
 };
 
 static BWD_DKV: Kernel = Kernel {
@@ -165,7 +176,7 @@ static BWD_DKV: Kernel = Kernel {
     cpu: cpu::dkv,
     wgsl: WGSL,
     cuda: cuda::BWD_DKV,
-    plan: plan_tokens,
+    plan: |bytes, caps| plan_wide(bytes, caps, "global_attention_bwd_dkv_wide_f32"),
 };
 
 static BWD_TABLES: Kernel = Kernel {

@@ -1,17 +1,12 @@
 //! Convolutions that end in more than a bias: with the statistics that a batch norm needs of y, or with a whole norm. For
 //! [`crate::ops::conv_block`]; they have no bias of their own.
 
-use super::{Conv2dParams, PIXELS, cuda, pixel_grid, recorded};
+use super::tiles::{Entries, pixel_plan, tile_pixels};
+use super::{Conv2dParams, WGSL, cuda, recorded};
 use crate::cpu::conv2d as cpu;
 use crate::error::Result;
-use crate::kernel::{Access, F32, Kernel, Plan, Stored, params};
+use crate::kernel::{Access, F32, Kernel, Stored, params};
 use crate::tensor::Tensor;
-
-const WGSL: &str = concat!(
-    include_str!("../../../shaders/conv2d_params.wgsl"),
-    include_str!("../../../shaders/conv2d.wgsl"),
-    include_str!("../../../shaders/conv2d_ends.wgsl")
-);
 
 /// Also mean and sum of squared deviations of each channel over blocks of pixels, see [`block_rows`].
 pub(super) static CONV2D_STATS: Kernel = Kernel {
@@ -25,10 +20,15 @@ pub(super) static CONV2D_STATS: Kernel = Kernel {
     cpu: cpu::fwd_stats,
     wgsl: WGSL,
     cuda: cuda::STATS,
-    plan: |bytes, _| {
+    plan: |bytes, caps| {
+        const ENTRIES: Entries = Entries(
+            "conv2d_stats_f32",
+            "conv2d_stats_vec4_f32",
+            "conv2d_stats_wide_f32",
+            "conv2d_stats_wide_vec4_f32",
+        );
         let p: Conv2dParams = params(bytes);
-        let plan = Plan { entry: "", grid: pixel_grid(p.n * p.p * p.q, p.o, 1) };
-        if p.c.is_multiple_of(4) { plan.entry("conv2d_stats_vec4_f32") } else { plan }
+        pixel_plan(caps, [p.n * p.p * p.q, p.o, 1], p.c.is_multiple_of(4), &ENTRIES)
     },
 };
 
@@ -45,10 +45,15 @@ pub(super) static CONV2D_NORM: Kernel = Kernel {
     cpu: cpu::fwd_norm,
     wgsl: WGSL,
     cuda: cuda::NORM,
-    plan: |bytes, _| {
+    plan: |bytes, caps| {
+        const ENTRIES: Entries = Entries(
+            "conv2d_norm_f32",
+            "conv2d_norm_vec4_f32",
+            "conv2d_norm_wide_f32",
+            "conv2d_norm_wide_vec4_f32",
+        );
         let p: Conv2dParams = params(bytes);
-        let plan = Plan { entry: "", grid: pixel_grid(p.n * p.p * p.q, p.o, 1) };
-        if p.c.is_multiple_of(4) { plan.entry("conv2d_norm_vec4_f32") } else { plan }
+        pixel_plan(caps, [p.n * p.p * p.q, p.o, 1], p.c.is_multiple_of(4), &ENTRIES)
     },
 };
 
@@ -58,7 +63,7 @@ fn block_rows(p: &Conv2dParams, x: &Tensor) -> u32 {
     match x.device().name() {
         "cpu" => cpu::block_pixels(p),
         name if name.starts_with("cuda") => cuda::stats_rows(p, x.dtype().is_half()),
-        _ => PIXELS,
+        _ => tile_pixels(p.n * p.p * p.q),
     }
 }
 
