@@ -71,15 +71,37 @@ pub(crate) fn ceilings(device: &Device, dtype: DType, seconds: f64) -> Result<Ce
     Ok(Ceilings { copy, multiply_add })
 }
 
+/// Of ever larger jobs the first that takes long beside its launch, or the last: software ranges from drivers that use every vector unit to
+/// an emulator that runs one thread after another.
+fn long_enough<T: Copy>(
+    device: &Device,
+    sizes: &[T],
+    job: impl Fn(&T) -> Result<Call>,
+) -> Result<(T, Call)> {
+    const LONG_MS: f64 = 8.0;
+    let mut last = None;
+    for size in sizes {
+        let call = job(size)?;
+        let long = sizes.len() > 1 && wall(device, &call, 0.0)?.best_ms >= LONG_MS;
+        last = Some((*size, call));
+        if long {
+            break;
+        }
+    }
+    last.ok_or_else(|| crate::Error::usage("no size to measure a ceiling with"))
+}
+
 fn copy(device: &Device, seconds: f64) -> Result<Ceiling> {
-    let bytes = match (is_hardware_gpu(device), device.caps().software) {
-        (true, _) => 512usize << 20,
-        (_, true) => 1 << 20,
-        _ => 128 << 20, // more than a server's last cache
+    let sizes: &[usize] = match (is_hardware_gpu(device), device.caps().software) {
+        (true, _) => &[512 << 20],
+        (_, true) => &[1 << 20, 16 << 20, 128 << 20],
+        _ => &[128 << 20], // more than a server's last cache
     };
-    let tensor = || Tensor::zeros(device, &[bytes / 4]);
-    let (to, from) = (tensor()?, tensor()?);
-    let call: Call = Box::new(move || to.copy_from(&from));
+    let (bytes, call) = long_enough(device, sizes, |&bytes| {
+        let tensor = || Tensor::zeros(device, &[bytes / 4]);
+        let (to, from) = (tensor()?, tensor()?);
+        Ok(Box::new(move || to.copy_from(&from)))
+    })?;
     let best = wall(device, &call, seconds)?;
     let how = format!(
         "copy of {} MiB on the device, read and written bytes, best of {}",
@@ -90,14 +112,16 @@ fn copy(device: &Device, seconds: f64) -> Result<Ceiling> {
 }
 
 fn multiply_add(device: &Device, seconds: f64) -> Result<Ceiling> {
-    let (len, rounds) = match (is_hardware_gpu(device), device.caps().software) {
-        (true, _) => (8 << 20, 2048),
-        (_, true) => (8 << 10, 64),
-        _ => (96 << 8, 2048),
+    let sizes: &[(usize, u32)] = match (is_hardware_gpu(device), device.caps().software) {
+        (true, _) => &[(8 << 20, 2048)],
+        (_, true) => &[(8 << 10, 64), (64 << 10, 64), (256 << 10, 256), (256 << 10, 2048)],
+        _ => &[(96 << 8, 2048)],
     };
-    let y = Tensor::empty(device, &[len])?;
-    let p = PeakParams { len: len as u32, rounds, a: 0.999, b: 0.001 };
-    let call: Call = Box::new(move || PEAK.launch(&p, &[&y]));
+    let ((len, rounds), call) = long_enough(device, sizes, |&(len, rounds)| {
+        let y = Tensor::empty(device, &[len])?;
+        let p = PeakParams { len: len as u32, rounds, a: 0.999, b: 0.001 };
+        Ok(Box::new(move || PEAK.launch(&p, &[&y])))
+    })?;
     let flop = 2.0 * len as f64 * f64::from(rounds);
     let best = wall(device, &call, seconds)?;
     let how = format!(

@@ -47,12 +47,16 @@ pub struct Comparison {
     pub lost: Vec<(String, String)>,
     /// Rows now that the earlier run did not time.
     pub fresh: usize,
+    /// Rows that the earlier run timed and this one has not or did not reach.
+    pub missing: usize,
 }
 
 impl Comparison {
-    /// Whether anything got worse.
+    /// Whether anything got worse, or nothing could be compared.
     pub fn regressed(&self) -> bool {
-        !self.lost.is_empty() || self.changes.iter().any(|c| c.verdict == Verdict::Worse)
+        self.changes.is_empty()
+            || !self.lost.is_empty()
+            || self.changes.iter().any(|c| c.verdict == Verdict::Worse)
     }
 }
 
@@ -60,6 +64,12 @@ impl Comparison {
 /// differ by more than `tolerance` (0.05 is 5 %).
 pub fn compare(new: &Report, old: &Report, tolerance: f64) -> Comparison {
     let mut all = Comparison::default();
+    let timed = |m: &&Measured| matches!(m.outcome, Outcome::Timed(_));
+    let here = |m: &&Measured| {
+        let same = |now: &&Measured| now.row.name == m.row.name && now.row.subject == m.row.subject;
+        new.rows.iter().any(|now| same(&now) && !matches!(now.outcome, Outcome::Skipped { .. }))
+    };
+    all.missing = old.rows.iter().filter(timed).filter(|m| !here(m)).count();
     for now in &new.rows {
         let then = old.rows.iter().find(|m| m.row.name == now.row.name);
         let then = then.filter(|m| m.row.subject == now.row.subject);
@@ -149,9 +159,15 @@ impl fmt::Display for Comparison {
         let count = |v| self.changes.iter().filter(|c| c.verdict == v).count();
         let (worse, better) = (count(Verdict::Worse) + self.lost.len(), count(Verdict::Better));
         write!(f, "{worse} worse, {better} better, of {} compared", self.changes.len())?;
-        match self.fresh {
-            0 => Ok(()),
-            fresh => write!(f, "; {fresh} rows were not timed then"),
+        if self.fresh > 0 {
+            write!(f, "; {} rows were not timed then", self.fresh)?;
+        }
+        if self.missing > 0 {
+            write!(f, "; {} rows that were timed then are not here", self.missing)?;
+        }
+        match self.changes.is_empty() {
+            true => write!(f, ": nothing is compared, which counts as a failure"),
+            false => Ok(()),
         }
     }
 }

@@ -160,7 +160,7 @@ impl Report {
             rows.collect::<Result<Vec<_>>>()?.join(",\n"),
             fits.collect::<Result<Vec<_>>>()?.join(",\n"),
         );
-        std::fs::write(path, text).map_err(|e| Error::io(path, e))
+        crate::io::write_atomic(path, text.as_bytes())
     }
 
     /// Reads what [`Report::write`] wrote.

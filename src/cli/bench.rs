@@ -3,6 +3,8 @@
 use crate::bench::{self, Beside, Options, Report};
 use crate::error::{Error, Result};
 use crate::html;
+use crate::io::{self, paths};
+use crate::train::Progress;
 use serde_json::{Value, json};
 
 /// Times and prints, or shows what was timed; whether every row could run and none is worse than in the earlier run.
@@ -10,6 +12,12 @@ use serde_json::{Value, json};
 /// # Errors
 /// As [`crate::bench::run`], and for files that cannot be read or written.
 pub fn bench(options: &Options) -> Result<bool> {
+    for (option, path) in [("--json", &options.json), ("--html", &options.html)] {
+        path.as_ref().map_or(Ok(()), |path| paths::check_output(option, path))?;
+    }
+    if options.json.is_some() && options.json == options.html {
+        return Err(Error::usage("--json and --html name the same file; give each its own"));
+    }
     if options.list {
         return list(options).map(|()| true);
     }
@@ -21,16 +29,18 @@ pub fn bench(options: &Options) -> Result<bool> {
         true => timed(options)?,
         false => shown(options)?,
     };
-    print!("{}", bench::summary(&report));
+    say(bench::summary(&report).trim_end());
     let compared = beside.compared(&report, options.tolerance);
     if let Some(comparison) = &compared {
-        println!("\n{comparison}");
+        say(&format!("\n{comparison}"));
     }
     if options.markdown {
-        bench::tables(&report).iter().for_each(|table| println!("\n{}", html::markdown(table)));
+        bench::tables(&report)
+            .iter()
+            .for_each(|table| say(&format!("\n{}", html::markdown(table))));
     }
     if let Some(path) = &options.html {
-        std::fs::write(path, bench::page(&report)).map_err(|e| Error::io(path, e))?;
+        io::write_atomic(path, bench::page(&report).as_bytes())?;
     }
     Ok(report.complete() && !compared.is_some_and(|c| c.regressed()))
 }
@@ -42,7 +52,7 @@ fn timed(options: &Options) -> Result<(Report, Beside)> {
     let mut begun = false;
     let report = bench::run(options, &beside, &mut |report| {
         if !begun {
-            println!("{}\n{}", bench::preface(report), bench::header(&peers));
+            say(&format!("{}\n{}", bench::preface(report), bench::header(&peers)));
             begun = true;
         }
         if let Some(row) = report.rows.last() {
@@ -67,16 +77,21 @@ fn shown(options: &Options) -> Result<(Report, Beside)> {
     report.rows.iter_mut().try_for_each(|row| beside.put_peers(row))?;
     let report = Report::new(report.environment, report.ceilings, report.rows);
     let peers = bench::peer_names(&report.rows);
-    println!("{}\n{}", bench::preface(&report), bench::header(&peers));
+    say(&format!("{}\n{}", bench::preface(&report), bench::header(&peers)));
     report.rows.iter().for_each(|row| show(row, &peers, options));
     options.json.as_ref().map_or(Ok(()), |path| report.write(path))?;
     Ok((report, beside))
 }
 
+/// Prints a line; a reader that has gone away (`| head`) is no fault, and the files are still written.
+fn say(text: &str) {
+    Progress::Lines.line(text);
+}
+
 fn show(row: &bench::Measured, peers: &[String], options: &Options) {
-    println!("{}", bench::line(row, peers));
+    say(&bench::line(row, peers));
     if let Some(table) = bench::profile(row).filter(|_| options.profile) {
-        println!("\n{}\n", html::markdown(&table));
+        say(&format!("\n{}\n", html::markdown(&table)));
     }
 }
 
@@ -86,8 +101,8 @@ fn list(options: &Options) -> Result<()> {
         let bytes = options.precision.dtype().bytes();
         let rows: Vec<Value> = rows.iter().map(|row| row.json(bytes)).collect();
         let text = format!("{:#}\n", json!({ "size": options.size, "rows": rows }));
-        std::fs::write(path, text).map_err(|e| Error::io(path, e))?;
+        io::write_atomic(path, text.as_bytes())?;
     }
-    print!("{}", bench::list(&rows, options.precision));
+    say(bench::list(&rows, options.precision).trim_end());
     Ok(())
 }

@@ -39,7 +39,10 @@ pub fn matched(spec: &Spec, num_classes: usize, image: (usize, usize)) -> Result
             }
             let plain = Spec::plain(backbone);
             if plain != *spec {
-                nearer(&mut named, of(plain.clone())?, target);
+                // One that cannot be for such images is none of them.
+                if let Ok(found) = of(plain.clone()) {
+                    nearer(&mut named, found, target);
+                }
             }
             if spec.attention.is_empty() && backbone == spec.backbone {
                 continue; // the model at another width would be itself

@@ -89,6 +89,7 @@ pub fn run(config: &Config, progress: Progress) -> Result<Summary> {
     let parts = Parts::new(config, None)?;
     parts.load_pretrained(config, progress)?;
     let dir = run_dir::create(config)?;
+    let _lock = run_dir::lock(&dir)?;
     begin(config, progress, &dir, parts, start)
 }
 
@@ -124,6 +125,7 @@ pub fn resume(config: &Config, progress: Progress) -> Result<Summary> {
             dir.join(checkpoint::CONFIG).display()
         )));
     }
+    let _lock = run_dir::lock(&dir)?;
     let last = dir.join(checkpoint::LAST);
     checkpoint::recover(&dir.join(checkpoint::BEST))?;
     let resumable = checkpoint::recover(&last)?;

@@ -1,5 +1,6 @@
 //! The run directory: where it lies, and what a newcomer finds in it.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use super::checkpoint;
@@ -14,6 +15,9 @@ pub const CURVES: &str = "curves.svg";
 /// Metrics of the best checkpoint on every part.
 pub const SUMMARY: &str = "summary.json";
 
+/// Held by the process that trains; empty.
+const LOCK: &str = ".lock";
+
 /// Makes the directory of a new run: the one that the config names, which must not hold a run yet, or else a new one below
 /// `runs/`. Returns its path.
 pub fn create(config: &Config) -> Result<PathBuf> {
@@ -25,6 +29,24 @@ pub fn create(config: &Config) -> Result<PathBuf> {
     check(&dir)?;
     std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
     Ok(dir)
+}
+
+/// Takes the directory for this process until the file is dropped or the process ends, however it ends.
+///
+/// Errors: `Usage` where another process has it.
+pub(super) fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join(LOCK);
+    let open = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = open.map_err(|e| Error::io(&path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::usage(format!(
+            "{}: another process is training in this directory; stop it or wait for its end",
+            dir.display()
+        ))),
+        // A file system without locks: better unguarded than not at all.
+        Err(TryLockError::Error(_)) => Ok(file),
+    }
 }
 
 /// Refuses a directory that a new run cannot have: one that holds a run, or a path that is or goes through a file.
@@ -101,6 +123,16 @@ mod tests {
         config.model.name = "resnet18+la7@3,4:append".into();
         config.data.path = "../shared/data/pcam kaggle/".into();
         assert_eq!(name(&config), "resnet18+la7@3-4-append-pcam-kaggle");
+    }
+
+    #[test]
+    fn one_process_at_a_time() {
+        let root = tempfile::tempdir().expect("a folder");
+        let held = lock(root.path()).expect("free");
+        let error = lock(root.path()).expect_err("held").to_string();
+        assert!(error.contains("another process is training in this directory"), "{error}");
+        drop(held);
+        lock(root.path()).expect("free again");
     }
 
     #[test]
