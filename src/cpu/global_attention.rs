@@ -15,6 +15,7 @@
 use super::gemm::{COLS, gemm};
 use super::lanes::{F32x8, LANES};
 use super::pack::{pack_columns, pack_rows};
+use super::simd::vector_fn;
 use super::threads::SharedMut;
 use crate::kernel::CpuArgs;
 use crate::ops::global_attention::GlobalAttentionParams as Params;
@@ -297,34 +298,34 @@ impl Iterator for Runs {
     }
 }
 
-/// Adds the position terms to a tile of base-2 scores: rows for the queries from `first` on, columns for `keys`.
-#[inline(always)]
-fn add_positions(
-    p: &Params,
-    tables: &Tables<'_>,
-    by_offset: &ByOffset,
-    first: usize,
-    keys: Range<usize>,
-    scores: &mut [f32],
-    width: usize,
-) {
-    let (row_h, row_w) = ByOffset::widths(p);
-    let rel = tables.rel_h.is_some() || tables.rel_w.is_some();
-    for (i, scores) in scores.chunks_exact_mut(width).enumerate() {
-        for Run { a, b, at, len } in runs(p, first + i, keys.clone()) {
-            let scores = &mut scores[at..];
-            if rel {
-                let h = F32x8::splat(by_offset.h[i * row_h + a]);
-                let w = &by_offset.w[i * row_w + b..];
-                for at in (0..len).step_by(LANES) {
-                    let add = mask(len - at).of(eight(&w[at..]).add(h));
-                    let sum = eight(&scores[at..]).add(add);
-                    scores[at..at + LANES].copy_from_slice(&sum.0);
+vector_fn! {
+    /// Adds the position terms to a tile of base-2 scores: rows for the queries from `first` on, columns for `keys`.
+    fn add_positions(
+        p: &Params,
+        tables: &Tables<'_>,
+        by_offset: &ByOffset,
+        first: usize,
+        keys: Range<usize>,
+        scores: &mut [f32],
+    ) {
+        let (row_h, row_w) = ByOffset::widths(p);
+        let rel = tables.rel_h.is_some() || tables.rel_w.is_some();
+        for (i, scores) in scores.chunks_exact_mut(WIDTH).enumerate() {
+            for Run { a, b, at, len } in runs(p, first + i, keys.clone()) {
+                let scores = &mut scores[at..];
+                if rel {
+                    let h = F32x8::splat(by_offset.h[i * row_h + a]);
+                    let w = &by_offset.w[i * row_w + b..];
+                    for at in (0..len).step_by(LANES) {
+                        let add = mask(len - at).of(eight(&w[at..]).add(h));
+                        let sum = eight(&scores[at..]).add(add);
+                        scores[at..at + LANES].copy_from_slice(&sum.0);
+                    }
                 }
-            }
-            if let Some(bias) = tables.bias {
-                let add = &bias[a * p.offsets_w() + b..][..len];
-                scores.iter_mut().zip(add).for_each(|(s, v)| *s += LOG2_E * v);
+                if let Some(bias) = tables.bias {
+                    let add = &bias[a * p.offsets_w() + b..][..len];
+                    scores.iter_mut().zip(add).for_each(|(s, v)| *s += LOG2_E * v);
+                }
             }
         }
     }

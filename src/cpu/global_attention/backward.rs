@@ -9,7 +9,6 @@
 //! dQ of its own, and these are added in order at the end; so are the table gradients of all tasks.
 
 use super::*;
-use crate::cpu::simd::vector_fn;
 use rayon::prelude::*;
 use std::cell::RefCell;
 
@@ -198,7 +197,7 @@ vector_fn! {
     ) {
         let width = panels(keys.len()) * COLS;
         if tables.any() {
-            add_positions(p, tables, by_offset, first, keys, scores, WIDTH);
+            add_positions(p, tables, by_offset, first, keys, scores);
         }
         let rows = scores.chunks_exact_mut(WIDTH).zip(dp.chunks_exact_mut(WIDTH));
         for ((scores, dp), &(lse, delta)) in rows.zip(stats) {

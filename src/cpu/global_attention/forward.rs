@@ -1,7 +1,6 @@
 //! Forward: online softmax over tiles of keys, output and log-sum-exp.
 
 use super::*;
-use crate::cpu::simd::vector_fn;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::f32::consts::LN_2;
@@ -87,7 +86,7 @@ fn head(
             times_tokens(rows, d, q, stride, panel, scores, WIDTH);
             if tables.any() {
                 let by_offset = &scratch.by_offset;
-                positions(p, &tables, by_offset, first, tile.clone(), scores);
+                add_positions(p, &tables, by_offset, first, tile.clone(), scores);
             }
             softmax(scores, tile.len(), &mut state, key == 0, out, out_width);
             times_columns(rows, (scores, WIDTH, 1), values, tokens, tile, key > 0, out, out_width);
@@ -103,19 +102,6 @@ fn head(
             y.iter_mut().zip(&out[i * out_width..]).for_each(|(y, o)| *y = o * inverse);
             lse[0] = LN_2 * (max + sum.log2());
         }
-    }
-}
-
-vector_fn! {
-    fn positions(
-        p: &Params,
-        tables: &Tables<'_>,
-        by_offset: &ByOffset,
-        first: usize,
-        keys: Range<usize>,
-        scores: &mut [f32],
-    ) {
-        add_positions(p, tables, by_offset, first, keys, scores, WIDTH);
     }
 }
 
