@@ -237,7 +237,9 @@ fn bench_lists_times_and_refuses() {
     }
     let words =
         ["bench", "--size", "tiny", "--device", "cpu", "--filter", "adamw", "--json", "no/x"];
-    fails(dir.path(), &words, 1, &["no/x: No such file"]);
+    fails(dir.path(), &words, 2, &["--json no/x: there is no folder no"]);
+    let words = ["bench", "--device", "cpu", "--json", "x", "--html", "x"];
+    fails(dir.path(), &words, 2, &["--json and --html name the same file"]);
     let output = attn2d(dir.path(), &["bench", "--precision", "f64"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("f32, f16, bf16"), "{}", text(&output.stderr));

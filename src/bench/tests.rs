@@ -189,6 +189,10 @@ fn a_comparison_knows_noise() {
     fails.rows[0].outcome = Outcome::Failed { failed: "no memory".into() };
     let c = compare(&fails, &old, 0.05);
     assert!(c.regressed() && c.to_string().contains("FAILS NOW: no memory"), "{c}");
+    fails.rows[0].outcome = Outcome::Skipped { skipped: "no time".into() };
+    let c = compare(&fails, &old, 0.05);
+    assert_eq!((c.missing, c.changes.len()), (3, 0));
+    assert!(c.regressed() && c.to_string().contains("nothing is compared"), "{c}");
 }
 
 #[test]

@@ -114,9 +114,7 @@ impl Split {
         let bytes = writer
             .into_inner()
             .map_err(|error| Error::io(path, std::io::Error::other(error.to_string())))?;
-        let draft = path.with_extension("csv.tmp");
-        fs::write(&draft, bytes).map_err(|source| Error::io(&draft, source))?;
-        fs::rename(&draft, path).map_err(|source| Error::io(path, source))
+        crate::io::write_atomic(path, &bytes)
     }
 
     /// Reads what [`Split::write`] wrote, for the same data set. Items that the file does not list are in no part. Errors: `Io`; `File`

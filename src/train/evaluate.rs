@@ -186,7 +186,7 @@ impl Evaluation {
             writer.write_record(&row).map_err(fail)?;
         }
         let bytes = writer.into_inner().map_err(|e| Error::io(path, e.into_error()))?;
-        super::log::replace(path, &bytes)
+        crate::io::write_atomic(path, &bytes)
     }
 }
 

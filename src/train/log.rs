@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::events::{self, Events};
+use crate::io::write_atomic;
 use crate::{Error, Result};
 
 /// The file of epochs in a run directory.
@@ -247,7 +248,7 @@ fn write_metrics(path: &Path, classes: &[String], rows: &[EpochRow]) -> Result<(
     header.extend(classes.iter().map(|class| format!("val_recall_{class}")));
     let mut lines = vec![header];
     lines.extend(rows.iter().map(EpochRow::cells));
-    replace(path, csv_text(&lines).as_bytes())
+    write_atomic(path, csv_text(&lines).as_bytes())
 }
 
 fn csv_text(lines: &[Vec<String>]) -> String {
@@ -269,16 +270,7 @@ fn cut_steps(path: &Path, step: u64) -> Result<()> {
         line.ends_with('\n') && row.is_some_and(|row| row.step <= step)
     };
     let kept: String = text.split_inclusive('\n').take_while(keep).collect();
-    if kept.len() == text.len() { Ok(()) } else { replace(path, kept.as_bytes()) }
-}
-
-/// Replaces a file in one step: whoever looks sees the old content or the new.
-pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let fresh = path.with_file_name(name);
-    std::fs::write(&fresh, content).map_err(|e| Error::io(&fresh, e))?;
-    std::fs::rename(&fresh, path).map_err(|e| Error::io(path, e))
+    if kept.len() == text.len() { Ok(()) } else { write_atomic(path, kept.as_bytes()) }
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub use trained::Trained;
 
 use crate::config::{Config, Precision};
 use crate::data::Format;
-use crate::io::paths;
+use crate::io::{paths, write_atomic};
 use crate::{Error, Result};
 use checkpoint::State;
 use log::RunLog;
@@ -182,7 +182,7 @@ fn begin(
 }
 
 fn write_config(config: &Config, dir: &Path) -> Result<()> {
-    log::replace(&dir.join(checkpoint::CONFIG), config.to_toml().as_bytes())
+    write_atomic(&dir.join(checkpoint::CONFIG), config.to_toml().as_bytes())
 }
 
 fn introduce(config: &Config, progress: Progress, dir: &Path, parts: &Parts) {
@@ -240,7 +240,7 @@ fn finish(
     let mut text =
         serde_json::to_string_pretty(&report).map_err(|e| Error::Training(e.to_string()))?;
     text.push('\n');
-    log::replace(&dir.join(run_dir::SUMMARY), text.as_bytes())?;
+    write_atomic(&dir.join(run_dir::SUMMARY), text.as_bytes())?;
     let summary = Summary {
         dir: dir.to_path_buf(),
         epochs: config.train.epochs,

@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::evaluate;
-use super::log::replace;
 use super::metrics::Predictions;
 use super::progress::Progress;
 use super::session::open_device;
 use super::trained::Trained;
 use crate::config::Precision;
 use crate::data::{self, Transform};
-use crate::io::paths;
+use crate::io::{paths, write_atomic};
 use crate::models::Model;
 use crate::{Error, Result, Tensor};
 
@@ -92,7 +91,7 @@ impl Predict {
         }
         let bytes = table.finish()?;
         match &self.out {
-            Some(out) => replace(out, &bytes)?,
+            Some(out) => write_atomic(out, &bytes)?,
             None => std::io::stdout().write_all(&bytes).map_err(|e| Error::io("stdout", e))?,
         }
         if let Some(out) = &self.out {

@@ -200,7 +200,7 @@ fn folder(parent: &Path, name: &str, subject: &Value) -> PathBuf {
 
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::Training(e.to_string()))?;
-    super::log::replace(path, (text + "\n").as_bytes())
+    crate::io::write_atomic(path, (text + "\n").as_bytes())
 }
 
 /// For each class of the data, its number in the model, by name.
