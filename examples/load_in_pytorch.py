@@ -352,7 +352,10 @@ def main():
     net, metadata = load(args.model)
     classes = json.loads(metadata["classes"])
     expected = {row["path"]: row for row in csv.DictReader(open(args.expect, newline=""))} if args.expect else {}
-    worst = 0.0
+    for name in classes:
+        if any(f"logit_{name}" not in row for row in expected.values()):
+            sys.exit(f"{args.expect}: no column logit_{name}; make the file by `attn2d predict --logits` with this model")
+    worst, compared = 0.0, 0
     for path in args.images or expected:
         with torch.no_grad():
             logits = net(prepare(path, metadata)[None])[0]
@@ -361,9 +364,11 @@ def main():
         print(f"{path}: {classes[p.argmax()]}  ({words})")
         if path in expected:
             theirs = torch.tensor([float(expected[path][f"logit_{name}"]) for name in classes])
-            worst = max(worst, float((logits - theirs).abs().max()))
+            worst, compared = max(worst, float((logits - theirs).abs().max())), compared + 1
     if args.expect:
-        print(f"largest difference of a logit: {worst:.2e}")
+        print(f"largest difference of a logit: {worst:.2e} over {compared} images")
+        if compared == 0:
+            sys.exit(f"{args.expect}: none of its paths is among the images")
         sys.exit(0 if worst <= TOLERANCE else f"that is more than {TOLERANCE:.0e}")
 
 
