@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::{DType, Error, Result};
 
 mod layers;
-pub use layers::{Layers, Setting};
+pub use layers::{Layers, Setting, parse_file, parse_value};
 
 /// Everything that decides a run.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -359,6 +359,17 @@ pub const MAY_CHANGE_ON_RESUME: [&str; 9] = [
     "output.dir",
 ];
 
+/// Keys that say where a run's work is done and where its files lie.
+const PLACES: [&str; 7] = [
+    "train.device",
+    "train.graph",
+    "train.checkpoint_every",
+    "data.workers",
+    "data.cache_mib",
+    "data.split_file",
+    "output.dir",
+];
+
 /// Keys that the first runs did not have.
 const ADDED_LATER: [&str; 4] = ["train.precision", "train.ema", "train.freeze", "optim.clip_grad"];
 
@@ -377,10 +388,18 @@ impl Config {
 
     /// SHA-256 in hex over everything that a resumed run must share with its beginning.
     pub fn fingerprint(&self) -> String {
+        self.digest(&MAY_CHANGE_ON_RESUME)
+    }
+
+    /// SHA-256 in hex over everything that a run's results depend on: all but where it runs and where its files lie.
+    pub fn identity(&self) -> String {
+        self.digest(&PLACES)
+    }
+
+    /// SHA-256 in hex over all keys but these.
+    fn digest(&self, without: &[&str]) -> String {
         let mut table = layers::table_of(self);
-        for key in MAY_CHANGE_ON_RESUME {
-            layers::remove(&mut table, key);
-        }
+        without.iter().for_each(|key| layers::remove(&mut table, key));
         // Runs that were begun before these keys existed go on with them at their defaults.
         let default = layers::table_of(&Self::default());
         for key in ADDED_LATER {

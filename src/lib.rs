@@ -110,6 +110,7 @@ pub mod kernel;
 pub mod models;
 pub mod nn;
 pub mod ops;
+pub mod study;
 pub mod tape;
 pub mod tensor;
 pub mod train;

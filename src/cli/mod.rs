@@ -9,6 +9,7 @@ pub mod export;
 pub mod models;
 mod notices;
 pub mod predict;
+pub mod study;
 pub mod train;
 pub mod verify;
 
@@ -39,6 +40,8 @@ enum Verb {
     /// Look at a data set
     #[command(subcommand)]
     Data(data::Options),
+    /// Compare models by experiment: search settings, train many seeds, test statistically, report
+    Study(study::Options),
     /// Run every op's conformance cases on every device and print an op-by-device table
     Verify(crate::verify::Options),
     /// Time ops and training steps on a device, beside what it can do at most
@@ -79,6 +82,7 @@ fn run(verb: &Verb) -> Result<bool> {
         Verb::Export(options) => export::export(options).map(|()| true),
         Verb::Models(options) => models::models(options).map(|()| true),
         Verb::Data(options) => data::data(options).map(|()| true),
+        Verb::Study(options) => study::study(options),
         Verb::Verify(options) => verify::verify(options),
         Verb::Bench(options) => bench::bench(options),
         Verb::Doctor => {

@@ -173,6 +173,9 @@ pub struct Options {
     /// Print nothing but errors
     #[arg(short, long, help_heading = "Run")]
     quiet: bool,
+    /// Stop when the standard input ends, as it does when the program that started this one ends
+    #[arg(long, hide = true)]
+    stop_with_parent: bool,
 }
 
 /// An empty path, as of a shell variable that is not set, is a slip and not the default.
@@ -261,6 +264,12 @@ fn choice<T: clap::ValueEnum>(value: &Option<T>) -> Option<Value> {
 /// # Errors
 /// As [`train::run`] and [`train::resume`]; `Usage` for settings that do not exist or do not fit.
 pub fn train(options: &Options) -> Result<()> {
+    if options.stop_with_parent {
+        std::thread::spawn(|| {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            std::process::exit(1);
+        });
+    }
     let config = options.config()?;
     let progress = if options.quiet { Progress::Quiet } else { Progress::auto() };
     match options.resume {

@@ -1,8 +1,10 @@
 //! Layers of settings, put on top of each other as TOML tables and checked against the keys that exist.
 
+use std::ops::Range;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
@@ -37,21 +39,32 @@ impl Layers {
 
     /// Lays a file over what is there. Errors name the file, the line, and for an unknown key the nearest known one.
     pub fn file(&mut self, path: &Path) -> Result<()> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        let blame = |span: Option<std::ops::Range<usize>>, message: &str| {
-            let at = span.map_or(0, |s| s.start).min(text.len());
-            let line = text.as_bytes()[..at].iter().filter(|b| **b == b'\n').count() + 1;
-            Error::usage(format!("{}:{line}: {}", path.display(), message.trim_end()))
-        };
-        let document = DeTable::parse(&text).map_err(|e| blame(e.span(), e.message()))?;
+        let text = read(path)?;
+        let document =
+            DeTable::parse(&text).map_err(|e| blame(path, &text, e.span(), e.message()))?;
         if let Some((key, span)) = unknown_key(document.get_ref(), &self.table, "") {
-            return Err(blame(Some(span), &unknown(&key, &self.table)));
+            return Err(blame(path, &text, Some(span), &unknown(&key, &self.table)));
         }
         // Read on its own first, because only this reader knows on which line a value of the wrong type stands.
-        toml::from_str::<Config>(&text).map_err(|e| blame(e.span(), e.message()))?;
-        let over: Table = toml::from_str(&text).map_err(|e| blame(e.span(), e.message()))?;
-        merge(&mut self.table, over);
+        parse::<Config>(path, &text)?;
+        merge(&mut self.table, parse(path, &text)?);
         Ok(())
+    }
+
+    /// Lays a table of a run's sections over what is there; `what` names it in errors.
+    pub fn table(&mut self, what: &str, over: &Table) -> Result<()> {
+        for key in keys(over) {
+            // A key whose name has a dot is two keys in TOML; as one it is nothing that is known here.
+            let value = get(over, &key)
+                .ok_or_else(|| Error::usage(format!("{what}: unknown key `{key}`")))?;
+            self.value(&key, value.clone(), what)?;
+        }
+        Ok(())
+    }
+
+    /// Lays the value of one key over what is there; `blame` names in errors where it comes from.
+    pub fn value(&mut self, key: &str, value: Value, blame: &str) -> Result<()> {
+        self.assign(key, value, blame)
     }
 
     /// Lays the value of a flag over what is there.
@@ -99,6 +112,26 @@ impl Layers {
         self.table = trial;
         Ok(())
     }
+}
+
+/// Reads a TOML file into anything. Errors (exit code 2) name the file and the line.
+pub fn parse_file<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    parse(path, &read(path)?)
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| Error::io(path, e))
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
+    toml::from_str(text).map_err(|e| blame(path, text, e.span(), e.message()))
+}
+
+/// An error that names the file and the line in it.
+fn blame(path: &Path, text: &str, span: Option<Range<usize>>, message: &str) -> Error {
+    let at = span.map_or(0, |s| s.start).min(text.len());
+    let line = text.as_bytes()[..at].iter().filter(|b| **b == b'\n').count() + 1;
+    Error::usage(format!("{}:{line}: {}", path.display(), message.trim_end()))
 }
 
 /// A config as a table with every key present.
@@ -163,8 +196,8 @@ fn unknown_key(
     document: &DeTable<'_>,
     known: &Table,
     prefix: &str,
-) -> Option<(String, std::ops::Range<usize>)> {
-    let mut first: Option<(String, std::ops::Range<usize>)> = None;
+) -> Option<(String, Range<usize>)> {
+    let mut first: Option<(String, Range<usize>)> = None;
     for (key, value) in document {
         let name = format!("{prefix}{}", key.get_ref());
         let found = match (known.get(key.get_ref().as_ref()), Spanned::get_ref(value)) {
@@ -209,7 +242,8 @@ fn unknown(key: &str, known: &Table) -> String {
     }
 }
 
-fn parse_value(text: &str) -> Option<Value> {
+/// A TOML value on its own; `None` where it is none.
+pub fn parse_value(text: &str) -> Option<Value> {
     format!("value = {text}").parse::<Table>().ok()?.remove("value")
 }
 

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "cuda")]
 pub(crate) mod kernel_cache;
+pub(crate) mod machine;
 pub mod paths;
 pub mod safetensors;
 

@@ -34,7 +34,7 @@ pub fn create(config: &Config) -> Result<PathBuf> {
 /// Takes the directory for this process until the file is dropped or the process ends, however it ends.
 ///
 /// Errors: `Usage` where another process has it.
-pub(super) fn lock(dir: &Path) -> Result<File> {
+pub(crate) fn lock(dir: &Path) -> Result<File> {
     let path = dir.join(LOCK);
     let open = File::options().create(true).truncate(false).write(true).open(&path);
     let file = open.map_err(|e| Error::io(&path, e))?;
@@ -96,7 +96,7 @@ fn name(config: &Config) -> String {
 }
 
 /// A name with a dash for each character that some file system minds.
-pub(super) fn file_name(name: &str) -> String {
+pub(crate) fn file_name(name: &str) -> String {
     let safe = |c: char| if c.is_alphanumeric() || "+@-_.".contains(c) { c } else { '-' };
     name.chars().map(safe).collect()
 }

@@ -1,0 +1,259 @@
+//! From the directories of a study's trials to [`Results`].
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::config::{Cell, Study};
+use super::folder::{Folder, Outcome};
+use super::plan::{Place, Plan, Stage, Task, Trial};
+use super::results::{DataResults, ModelResults, Results, Run, Scores, Tried};
+use super::space::{Range, Space};
+use crate::models::{self, Spec};
+use crate::train::log::{self, read_metrics, read_steps};
+use crate::train::{PartMetrics, run_dir};
+use crate::{Error, Result};
+
+/// What the study needs of a run's `summary.json`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Summary {
+    best_epoch: Option<u64>,
+    parts: Vec<PartMetrics>,
+}
+
+impl Summary {
+    /// Balanced accuracy on the validation part.
+    pub(super) fn val(&self) -> Option<f64> {
+        self.parts.iter().find(|p| p.part == "val")?.balanced_accuracy
+    }
+}
+
+/// The summary of a finished run.
+pub(super) fn summary(dir: &Path) -> Result<Summary> {
+    let path = dir.join(run_dir::SUMMARY);
+    let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))
+}
+
+/// All outcomes of a plan, by id, and what stands at each place.
+pub(crate) fn tasks(
+    plan: &Plan,
+    folder: &Folder,
+) -> Result<(Vec<Task>, BTreeMap<String, Outcome>)> {
+    let seen = std::cell::RefCell::new(BTreeMap::new());
+    let failed = std::cell::RefCell::new(None);
+    let reached = |id: &str| {
+        if let Some(known) = seen.borrow().get(id) {
+            return Option::<&Outcome>::Some(known).map(Outcome::reached);
+        }
+        let outcome = folder.outcome(id).unwrap_or_else(|e| {
+            failed.borrow_mut().get_or_insert(e);
+            None
+        })?;
+        let reached = outcome.reached();
+        seen.borrow_mut().insert(id.to_owned(), outcome);
+        Some(reached)
+    };
+    let tasks = plan.tasks(&reached)?;
+    for task in &tasks {
+        if let Task::Trial(trial) = task {
+            reached(&trial.id);
+        }
+    }
+    match failed.into_inner() {
+        Some(error) => Err(error),
+        None => Ok((tasks, seen.into_inner())),
+    }
+}
+
+/// Gathers a study's results, as far as there are any.
+///
+/// Errors: those of reading the trials' files.
+pub fn results(
+    study: &Study,
+    folder: &Folder,
+    environment: Vec<(String, String)>,
+) -> Result<Results> {
+    let plan = Plan::new(study)?;
+    let (tasks, outcomes) = tasks(&plan, folder)?;
+    let is_open = |task: &&Task| match task {
+        Task::Trial(trial) => !outcomes.contains_key(&trial.id),
+        Task::Waits(_) => true,
+        Task::Void => false,
+    };
+    let reader =
+        Reader { study, folder, places: plan.places(), tasks: &tasks, outcomes: &outcomes };
+    let datasets =
+        (0..study.datasets.len()).map(|dataset| reader.dataset(dataset)).collect::<Result<_>>()?;
+    let rungs = study.cells().first().map_or(Ok(Vec::new()), |cell| study.rungs(*cell))?;
+    Ok(Results {
+        name: study.name.clone(),
+        about: study.about.clone(),
+        alpha: study.alpha,
+        seeds: study.seeds,
+        open: tasks.iter().filter(is_open).count(),
+        space: study.search.space.iter().map(|(key, space)| (key.clone(), words(space))).collect(),
+        search: (study.search.trials, rungs),
+        environment,
+        datasets,
+    })
+}
+
+struct Reader<'a> {
+    study: &'a Study,
+    folder: &'a Folder,
+    places: &'a [Place],
+    tasks: &'a [Task],
+    outcomes: &'a BTreeMap<String, Outcome>,
+}
+
+impl Reader<'_> {
+    fn dataset(&self, dataset: usize) -> Result<DataResults> {
+        let cells: Vec<Cell> =
+            self.study.cells().into_iter().filter(|c| c.dataset == dataset).collect();
+        let models =
+            cells.iter().map(|cell| self.model(*cell, &cells)).collect::<Result<Vec<_>>>()?;
+        let config = match cells.first() {
+            Some(cell) => self.study.config(*cell)?,
+            None => crate::config::Config::default(),
+        };
+        let of_a_run = models.iter().flat_map(|m| &m.runs).find_map(|run| run.scores.as_ref().ok());
+        let classes = of_a_run.and_then(|s| s.parts.first()).map(|p| p.classes.clone());
+        Ok(DataResults {
+            name: self.study.datasets[dataset].name.clone(),
+            holdout_domain: (!config.data.holdout_domain.is_empty())
+                .then(|| config.data.holdout_domain.clone()),
+            images: images(&self.folder.split_path(&config))?,
+            path: config.data.path,
+            classes: classes.unwrap_or_default(),
+            models,
+        })
+    }
+
+    /// Trials of a cell with what they came to, those that are done.
+    fn done(&self, cell: Cell) -> impl Iterator<Item = (&Trial, &Outcome)> {
+        let here = self.places.iter().zip(self.tasks).filter(move |(place, _)| place.cell == cell);
+        here.filter_map(|(_, task)| match task {
+            Task::Trial(trial) => Some((&**trial, self.outcomes.get(&trial.id)?)),
+            _ => None,
+        })
+    }
+
+    fn model(&self, cell: Cell, cells: &[Cell]) -> Result<ModelResults> {
+        let baseline = self.study.baseline(cell).and_then(|b| cells.iter().position(|c| *c == b));
+        let mut tried = Vec::new();
+        let mut runs = Vec::new();
+        for (trial, outcome) in self.done(cell) {
+            let dir = self.folder.trial(&trial.id);
+            let error = || outcome.error.clone().unwrap_or_default();
+            match trial.place.stage {
+                Stage::Search { rung, .. } => tried.push(Tried {
+                    rung,
+                    epochs: trial.config.train.epochs,
+                    number: trial.number,
+                    setting: trial.setting.clone(),
+                    val: outcome.val_balanced_accuracy.ok_or_else(error),
+                    seconds: times(&dir)?.1,
+                    dir,
+                }),
+                Stage::Seed(_) => runs.push(Run {
+                    seed: trial.config.train.seed,
+                    scores: match outcome.val_balanced_accuracy {
+                        Some(_) => Ok(scores(&dir)?),
+                        None => Err(error()),
+                    },
+                    dir,
+                }),
+            }
+        }
+        let mut here = self.places.iter().zip(self.tasks).filter(|(place, _)| place.cell == cell);
+        let winner = here.find_map(|(place, task)| match (place.stage, task) {
+            (Stage::Seed(_), Task::Trial(trial)) => Some(trial),
+            _ => None,
+        });
+        let classes = runs
+            .iter()
+            .find_map(|run| Some(run.scores.as_ref().ok()?.parts.first()?.classes.len()));
+        let (parameters, flop) = match winner {
+            Some(trial) => {
+                size(&trial.setting.spec, classes.unwrap_or(2), trial.config.data.img_size)?
+            }
+            None => (0, 0.0),
+        };
+        Ok(ModelResults {
+            name: self.study.models[cell.model].name.clone(),
+            baseline,
+            tried,
+            winner: winner.map(|trial| trial.setting.clone()),
+            parameters,
+            flop,
+            runs,
+        })
+    }
+}
+
+/// Learned numbers of a model, and FLOP of its products for one image forward.
+pub(super) fn size(spec: &str, classes: usize, side: usize) -> Result<(usize, f64)> {
+    let spec: Spec = spec.parse()?;
+    let layers = models::layers(&spec, classes, (side, side))?;
+    Ok((layers.iter().map(|l| l.parameters).sum(), layers.iter().map(|l| l.flop).sum()))
+}
+
+fn scores(dir: &Path) -> Result<Scores> {
+    let Summary { best_epoch, parts } = summary(dir)?;
+    let (step_ms, seconds) = times(dir)?;
+    let curve = read_metrics(&dir.join(log::METRICS))?;
+    Ok(Scores {
+        best_epoch: best_epoch.unwrap_or(0),
+        parts,
+        curve,
+        step_ms,
+        seconds,
+        peak_bytes: 0,
+    })
+}
+
+/// Median milliseconds of a step, and seconds of all steps with their waiting for data. A step that was repeated after a stop counts once.
+fn times(dir: &Path) -> Result<(f64, f64)> {
+    let path = dir.join(log::STEPS);
+    if !path.exists() {
+        return Ok((0.0, 0.0));
+    }
+    let steps = read_steps(&path)?;
+    let mut each: Vec<f64> = steps.iter().map(|s| s.step_ms).collect();
+    each.sort_by(f64::total_cmp);
+    let seconds = steps.iter().map(|s| (s.step_ms + s.data_ms) / 1e3).sum();
+    Ok((each.get(each.len() / 2).copied().unwrap_or(0.0), seconds))
+}
+
+/// Images by part in the order of a split's file, parts of the search's and the seeds' alike; none before there is a split.
+fn images(split: &Path) -> Result<Vec<(String, usize)>> {
+    if !split.exists() {
+        return Ok(Vec::new());
+    }
+    let wrong = |e: csv::Error| Error::file(split, e.to_string());
+    let mut counts: Vec<(String, usize)> = Vec::new();
+    for record in csv::Reader::from_path(split).map_err(wrong)?.records() {
+        let record = record.map_err(wrong)?;
+        let part = record.get(0).unwrap_or_default();
+        match counts.iter_mut().find(|(name, _)| name == part) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((part.to_owned(), 1)),
+        }
+    }
+    Ok(counts)
+}
+
+/// A space in words.
+fn words(space: &Space) -> String {
+    match space {
+        Space::Choice(values) => {
+            values.iter().map(|v| v.to_string()).collect::<Vec<_>>().join(", ")
+        }
+        Space::Range(Range { from, to, log }) => {
+            format!("{from} to {to}{}", if *log { ", uniform in the logarithm" } else { "" })
+        }
+    }
+}
