@@ -66,6 +66,10 @@ pub struct Data {
     pub dedup: bool,
     /// A domain (hospital, camera) to test on and never train on; empty for none.
     pub holdout_domain: String,
+    /// A CSV as a run's `split.csv` to take the parts from, instead of splitting anew; empty for none.
+    pub split_file: String,
+    /// Never read a picture of the test parts; the run is scored on its validation part alone.
+    pub seal_test: bool,
     /// Memory for decoded pictures between epochs, in MiB.
     pub cache_mib: usize,
     /// Built-in data: number of pictures.
@@ -274,6 +278,8 @@ impl Default for Data {
             official_split: true,
             dedup: true,
             holdout_domain: String::new(),
+            split_file: String::new(),
+            seal_test: false,
             cache_mib: 1024,
             synthetic_count: 1200,
             synthetic_size: 64,
@@ -371,7 +377,14 @@ const PLACES: [&str; 7] = [
 ];
 
 /// Keys that the first runs did not have.
-const ADDED_LATER: [&str; 4] = ["train.precision", "train.ema", "train.freeze", "optim.clip_grad"];
+const ADDED_LATER: [&str; 6] = [
+    "train.precision",
+    "train.ema",
+    "train.freeze",
+    "optim.clip_grad",
+    "data.split_file",
+    "data.seal_test",
+];
 
 impl Config {
     /// Reads a config file over the defaults. Errors (exit code 2) name file and line.

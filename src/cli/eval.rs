@@ -27,7 +27,7 @@ pub struct Options {
     /// The reader, where it cannot be recognised
     #[arg(long, value_name = "NAME")]
     data_format: Option<String>,
-    /// train, val, test, id_test or all; if not given, the test part of the run's own data or all of other data
+    /// train, val, test, id_test or all; if not given, the test part of the run's own data (val where the run sealed it) or all of other data
     #[arg(long, value_name = "PART")]
     split: Option<String>,
     /// Images that go through the model at once

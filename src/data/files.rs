@@ -61,6 +61,7 @@ pub(super) fn dataset(
         notes: notes.iter().map(|note| note.to_string()).collect(),
         skipped: Vec::new(),
         decode,
+        sealed: Vec::new(),
     }
 }
 

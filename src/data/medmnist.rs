@@ -1,6 +1,6 @@
 //! MedMNIST: one `.npz` file (a zip of `.npy` arrays, stored or deflated) with `{train,val,test}_{images,labels}`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -80,11 +80,13 @@ pub(super) fn detect(path: &Path) -> bool {
 struct Array {
     shape: Vec<usize>,
     element: usize,
+    /// Empty where only the header was read.
     bytes: Vec<u8>,
 }
 
-/// Reads all parts into memory: pictures u8 `[N, S, S]` (grey, repeated to RGB when decoded) or `[N, S, S, 3]`, labels `[N, 1]`.
-pub(super) fn open(path: &Path) -> Result<Dataset> {
+/// Reads all parts into memory: pictures u8 `[N, S, S]` (grey, repeated to RGB when decoded) or `[N, S, S, 3]`, labels `[N, 1]`. Of a
+/// part without any of the ids `readable` the pictures are left in the file.
+pub(super) fn open(path: &Path, readable: Option<&HashSet<String>>) -> Result<Dataset> {
     let Some(file) = file_at(path) else {
         return Err(Error::file(
             path,
@@ -98,7 +100,9 @@ pub(super) fn open(path: &Path) -> Result<Dataset> {
     let shared: Arc<Path> = file.as_path().into();
     for (name, part) in PARTS {
         let (images, labels) = (format!("{name}_images"), format!("{name}_labels"));
-        let pictures = read(&mut archive, &file, &images)?;
+        let prefix = format!("{name}/");
+        let wanted = readable.is_none_or(|ids| ids.iter().any(|id| id.starts_with(&prefix)));
+        let pictures = read(&mut archive, &file, &images, wanted)?;
         check_pictures(&file, &images, &pictures)?;
         let labels = read_labels(&mut archive, &file, &labels, pictures.shape[0])?;
         for (row, label) in labels.into_iter().enumerate() {
@@ -138,8 +142,13 @@ fn class_names(file: &Path, count: usize) -> Vec<String> {
     }
 }
 
-/// Reads one member of the archive, whichever way it is compressed.
-fn read(archive: &mut NpzArchive<BufReader<File>>, file: &Path, key: &str) -> Result<Array> {
+/// Reads one member of the archive, whichever way it is compressed; where it is not `wanted`, only what it holds.
+fn read(
+    archive: &mut NpzArchive<BufReader<File>>,
+    file: &Path,
+    key: &str,
+    wanted: bool,
+) -> Result<Array> {
     // The archive lists its arrays in the order of a hash table.
     let found = archive.array_names().collect::<BTreeSet<_>>();
     if !found.contains(key) {
@@ -179,6 +188,9 @@ fn read(archive: &mut NpzArchive<BufReader<File>>, file: &Path, key: &str) -> Re
                 "array {key:?} is in Fortran order, expected C order; save it again with numpy.ascontiguousarray"
             ),
         ));
+    }
+    if !wanted {
+        return Ok(Array { shape, element, bytes: Vec::new() });
     }
     let length = shape
         .iter()
@@ -221,7 +233,7 @@ fn read_labels(
     key: &str,
     count: usize,
 ) -> Result<Vec<u32>> {
-    let array = read(archive, file, key)?;
+    let array = read(archive, file, key, true)?;
     match *array.shape {
         [rows] | [rows, 1] if rows == count => {}
         [rows, columns] if rows == count => {

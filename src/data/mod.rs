@@ -34,6 +34,7 @@ mod split;
 mod synthetic;
 mod transform;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -123,6 +124,8 @@ pub struct Dataset {
     /// What was wrong with entries that [`Options::skip_bad`] left out, a line each.
     pub skipped: Vec<String>,
     decode: Decode,
+    /// By item, whether nobody may read its pixels; empty where all may be read.
+    sealed: Vec<bool>,
 }
 
 impl std::fmt::Debug for Dataset {
@@ -157,6 +160,7 @@ impl Dataset {
             notes: Vec::new(),
             skipped: Vec::new(),
             decode,
+            sealed: Vec::new(),
         };
         dataset.check()?;
         Ok(dataset)
@@ -172,7 +176,31 @@ impl Dataset {
         self.items.is_empty()
     }
 
-    /// Decodes picture `index`. Errors: `Usage` for an index outside, `File` or `Io` for a file that is missing or damaged.
+    /// Seals the pixels of all items but `readable`: from now on whatever would look at them ([`Dataset::image`], loaders, the search for
+    /// duplicates) ends with an error instead, and their files are not opened. What is sealed stays so.
+    pub fn seal_all_but(&mut self, readable: &[usize]) {
+        let readable: HashSet<usize> = readable.iter().copied().collect();
+        let sealed = |index| self.is_sealed(index) || !readable.contains(&index);
+        self.sealed = (0..self.len()).map(sealed).collect();
+    }
+
+    /// Whether the pixels of item `index` may not be read.
+    pub fn is_sealed(&self, index: usize) -> bool {
+        self.sealed.get(index).is_some_and(|&sealed| sealed)
+    }
+
+    /// What everything asks that is about to read the pixels of item `index`. Errors: `Usage` where they are sealed.
+    fn check_readable(&self, index: usize) -> Result<()> {
+        if !self.is_sealed(index) {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "{}: {} is sealed and cannot be read; a run with data.seal_test = true reads its train and val parts only",
+            self.name, self.items[index].id
+        )))
+    }
+
+    /// Decodes picture `index`. Errors: `Usage` for an index outside or a sealed item, `File` or `Io` for a file that is missing or damaged.
     pub fn image(&self, index: usize) -> Result<Image> {
         if index >= self.items.len() {
             return Err(Error::usage(format!(
@@ -181,6 +209,7 @@ impl Dataset {
                 self.items.len()
             )));
         }
+        self.check_readable(index)?;
         (self.decode)(index)
     }
 
@@ -229,23 +258,26 @@ impl Dataset {
         Ok(())
     }
 
-    /// Decodes everything once and leaves out what does not decode, with a line for each in `skipped`.
+    /// Decodes everything once that is not sealed, and leaves out what does not decode, with a line for each in `skipped`.
     fn drop_undecodable(self) -> Result<Self> {
         use rayon::prelude::*;
-        let errors: Vec<Option<String>> = (0..self.len())
-            .into_par_iter()
-            .map(|index| self.image(index).err().map(|error| error.to_string()))
-            .collect();
+        let error_of = |index: usize| match self.is_sealed(index) {
+            true => None,
+            false => self.image(index).err().map(|error| error.to_string()),
+        };
+        let errors: Vec<Option<String>> = (0..self.len()).into_par_iter().map(error_of).collect();
         if errors.iter().all(Option::is_none) {
             return Ok(self);
         }
         let kept: Vec<usize> = (0..self.len()).filter(|&index| errors[index].is_none()).collect();
-        let Self { items, decode, mut skipped, .. } = self;
+        let Self { items, decode, mut skipped, sealed, .. } = self;
         skipped.extend(errors.into_iter().flatten());
         let kept_items = kept.iter().map(|&index| items[index].clone()).collect();
+        let kept_seals = kept.iter().filter_map(|&index| sealed.get(index).copied()).collect();
         let dataset = Self {
             items: kept_items,
             skipped,
+            sealed: kept_seals,
             decode: Box::new(move |index| decode(kept[index])),
             ..self
         };
@@ -334,6 +366,9 @@ pub struct Options {
     /// Leave out entries that cannot be used (missing or damaged picture, bad label) instead of stopping at the first. Decodes every
     /// picture once, to know. What was left out is listed in [`Dataset::skipped`].
     pub skip_bad: bool,
+    /// Ids of the items whose pixels may be read, where not all may: the others are sealed ([`Dataset::seal_all_but`]) before anything is
+    /// decoded, also for `skip_bad`.
+    pub readable: Option<HashSet<String>>,
     /// Built-in data: side of the pictures in pixels, at least 32.
     pub synthetic_size: usize,
     /// Built-in data: number of pictures.
@@ -347,6 +382,7 @@ impl Default for Options {
         Self {
             format: None,
             skip_bad: false,
+            readable: None,
             synthetic_size: 64,
             synthetic_count: 1200,
             synthetic_seed: 0,
@@ -355,11 +391,23 @@ impl Default for Options {
 }
 
 /// Opens the data set at `spec`: a path, or `synthetic:dermoscopy` or `synthetic:longrange`. Reads labels, not pictures (arrays in
-/// `.npz` files excepted, which are held in memory).
+/// `.npz` files excepted, which are held in memory, but for parts that are sealed as a whole).
 ///
 /// Errors: `Usage` where nothing is there, the format cannot be told or nothing in it can be used; `File` and `Io` name the file at fault.
 pub fn open(spec: impl AsRef<Path>, options: &Options) -> Result<Dataset> {
-    let spec = spec.as_ref();
+    let mut dataset = read_labels(spec.as_ref(), options)?;
+    if let Some(ids) = &options.readable {
+        let may = |index: &usize| ids.contains(&dataset.items[*index].id);
+        let readable: Vec<usize> = (0..dataset.len()).filter(may).collect();
+        dataset.seal_all_but(&readable);
+    }
+    // Built-in pictures are drawn, and always can be.
+    let skip_bad = options.skip_bad && dataset.format != Format::Synthetic;
+    if skip_bad { dataset.drop_undecodable() } else { Ok(dataset) }
+}
+
+/// The data set at `spec`, before any picture of it is decoded.
+fn read_labels(spec: &Path, options: &Options) -> Result<Dataset> {
     if let Some(name) = spec.to_str().and_then(|spec| spec.strip_prefix("synthetic:")) {
         return synthetic::open(name, options);
     }
@@ -376,7 +424,7 @@ pub fn open(spec: impl AsRef<Path>, options: &Options) -> Result<Dataset> {
         Format::PcamKaggle => pcam::open_kaggle(spec, &mut problems)?,
         Format::PcamH5 => pcam::open_h5(spec)?,
         Format::Camelyon17 => camelyon17::open(spec, &mut problems)?,
-        Format::MedMnist => medmnist::open(spec)?,
+        Format::MedMnist => medmnist::open(spec, options.readable.as_ref())?,
         Format::Csv => image_folder::open_csv(spec, &mut problems)?,
         Format::ImageFolder => image_folder::open(spec)?,
         Format::Synthetic => {
@@ -392,7 +440,7 @@ pub fn open(spec: impl AsRef<Path>, options: &Options) -> Result<Dataset> {
     };
     dataset.skipped = problems.list;
     dataset.check()?;
-    if options.skip_bad { dataset.drop_undecodable() } else { Ok(dataset) }
+    Ok(dataset)
 }
 
 /// The pictures at a path: a file itself, whatever it is called, or every file in a folder and those below it that is named like a

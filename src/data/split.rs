@@ -1,6 +1,6 @@
 //! Which items train, which choose, which judge: stratified by class, whole groups together, no picture in two parts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
@@ -41,6 +41,9 @@ pub struct Dropped {
     /// `duplicate of ID` or `conflicting labels: ...`.
     pub reason: String,
 }
+
+/// The columns that a split file must have.
+const COLUMNS: [&str; 3] = ["split", "id", "label"];
 
 /// Item numbers by part, each list in increasing order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -117,10 +120,24 @@ impl Split {
         crate::io::write_atomic(path, &bytes)
     }
 
+    /// The items that a run looks at before it is judged: `train`, then `val`.
+    pub fn learnt_from(&self) -> Vec<usize> {
+        [&self.train[..], &self.val].concat()
+    }
+
+    /// The ids of [`Split::learnt_from`] in a file that [`Split::write`] wrote, for [`super::Options::readable`]: known before the data
+    /// set is opened. Errors: `Io`; `File` for something that is no such table.
+    pub fn learnt_from_ids(path: impl AsRef<Path>) -> Result<HashSet<String>> {
+        let table = super::files::Table::read(path.as_ref(), &COLUMNS)?;
+        let parts = [Part::Train.name(), Part::Val.name()];
+        let rows = (0..table.len()).filter(|&row| parts.contains(&table.cell(row, "split")));
+        Ok(rows.map(|row| table.cell(row, "id").to_string()).collect())
+    }
+
     /// Reads what [`Split::write`] wrote, for the same data set. Items that the file does not list are in no part. Errors: `Io`; `File`
     /// for an id that the data set does not have or has under another label.
     pub fn read(dataset: &Dataset, path: impl AsRef<Path>) -> Result<Self> {
-        let table = super::files::Table::read(path.as_ref(), &["split", "id", "label"])?;
+        let table = super::files::Table::read(path.as_ref(), &COLUMNS)?;
         let by_id: HashMap<&str, usize> = dataset
             .items
             .iter()
@@ -255,6 +272,7 @@ fn hold_out(dataset: &Dataset, domain: &str, parts: &mut [Option<Part>]) {
 
 /// The SHA-256 of item `index`: of its file's bytes, or of its pixels where one file holds many.
 fn fingerprint(dataset: &Dataset, index: usize) -> Result<[u8; 32]> {
+    dataset.check_readable(index)?;
     let arrays = matches!(
         dataset.format,
         Format::MedMnist | Format::PcamH5 | Format::Synthetic | Format::Custom

@@ -60,6 +60,7 @@ pub(super) fn open(name: &str, options: &Options) -> Result<Dataset> {
         notes: vec![note.to_string()],
         skipped: Vec::new(),
         decode,
+        sealed: Vec::new(),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::metrics::Predictions;
 use super::plots;
@@ -114,7 +114,7 @@ pub(super) fn logits(model: &Model, images: &Tensor, precision: Precision) -> Re
 }
 
 /// The metrics of one part, as `summary.json` holds them.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PartMetrics {
     /// `val`, `test`, ...
     pub part: String,

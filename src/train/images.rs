@@ -1,5 +1,6 @@
 //! From the `[data]` section of a config to loaders: opens the data set, splits it, counts class weights.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,6 +20,11 @@ pub struct Images {
 
 /// Opens the data set of a config, without splitting it.
 pub fn open(config: &Config) -> Result<Dataset> {
+    open_some(config, None)
+}
+
+/// Opens the data set of a config with only these ids open, where not all are.
+fn open_some(config: &Config, readable: Option<HashSet<String>>) -> Result<Dataset> {
     let format = match config.data.format.as_str() {
         "auto" => None,
         name => Some(data::Format::parse(name)?),
@@ -26,6 +32,7 @@ pub fn open(config: &Config) -> Result<Dataset> {
     let options = data::Options {
         format,
         skip_bad: config.data.skip_bad,
+        readable,
         synthetic_size: config.data.synthetic_size,
         synthetic_count: config.data.synthetic_count,
         synthetic_seed: config.data.synthetic_seed,
@@ -48,21 +55,37 @@ pub fn split(config: &Config, dataset: &Dataset) -> Result<Split> {
 }
 
 impl Images {
-    /// Opens and splits the data of a new run.
+    /// Opens the data of a new run, and splits them or takes `data.split_file`.
+    ///
+    /// Errors: `Usage` where the test is to be sealed and something else in the config would read it; those of opening and splitting.
     pub fn new(config: &Config) -> Result<Self> {
+        let data = &config.data;
+        if !data.split_file.is_empty() {
+            return Self::with_split_file(config, Path::new(&data.split_file));
+        }
+        if data.seal_test && (data.dedup || data.skip_bad) {
+            return Err(Error::usage(
+                "config: data.seal_test = true, but without data.split_file a split is made anew, for which data.dedup and data.skip_bad \
+                 read every picture, also those of the test; give a split.csv as data.split_file, or set both to false",
+            ));
+        }
         let dataset = open(config)?;
         let split = split(config, &dataset)?;
         Self::with_split(config, dataset, split)
     }
 
-    /// Opens the data of a run that goes on, with the split that it wrote down at `file`.
-    pub fn resumed(config: &Config, file: &Path) -> Result<Self> {
-        let dataset = open(config)?;
+    /// Opens the data with the split in `file`: a run's `split.csv`.
+    pub fn with_split_file(config: &Config, file: &Path) -> Result<Self> {
+        let readable = config.data.seal_test.then(|| Split::learnt_from_ids(file)).transpose()?;
+        let dataset = open_some(config, readable)?;
         let split = Split::read(&dataset, file)?;
         Self::with_split(config, dataset, split)
     }
 
-    fn with_split(config: &Config, dataset: Dataset, split: Split) -> Result<Self> {
+    fn with_split(config: &Config, mut dataset: Dataset, split: Split) -> Result<Self> {
+        if config.data.seal_test {
+            dataset.seal_all_but(&split.learnt_from());
+        }
         let normalize = match config.data.normalize {
             Normalize::Imagenet => (data::IMAGENET_MEAN, data::IMAGENET_STD),
             Normalize::None => ([0.0; 3], [1.0; 3]),

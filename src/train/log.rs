@@ -243,6 +243,17 @@ pub fn read_metrics(path: &Path) -> Result<Vec<EpochRow>> {
     Ok(rows)
 }
 
+/// Reads `steps.jsonl` back, up to a line that was being written when the run was killed.
+pub fn read_steps(path: &Path) -> Result<Vec<StepRow>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+    let row = |(line, text): (usize, &str)| {
+        serde_json::from_str(text)
+            .map_err(|e| Error::file(path, format!("line {} is not a step: {e}", line + 1)))
+    };
+    whole.lines().enumerate().map(row).collect()
+}
+
 fn write_metrics(path: &Path, classes: &[String], rows: &[EpochRow]) -> Result<()> {
     let mut header: Vec<String> = COLUMNS.iter().map(ToString::to_string).collect();
     header.extend(classes.iter().map(|class| format!("val_recall_{class}")));
@@ -363,6 +374,8 @@ mod tests {
         assert_eq!(text.lines().collect::<Vec<_>>(), (1..=14).map(line).collect::<Vec<_>>());
         let rows = read_metrics(&dir.path().join(METRICS)).expect("read");
         assert_eq!(rows, [epoch_row(1), epoch_row(2)]);
+        let read = read_steps(&dir.path().join(STEPS)).expect("whole lines");
+        assert_eq!(read, (1..=14).map(step_row).collect::<Vec<_>>());
         drop(log);
         // The second epoch was stopped in its middle: it will have another row.
         let log = RunLog::resume(dir.path(), &classes(), 20, 1).expect("resumed");

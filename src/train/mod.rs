@@ -14,7 +14,7 @@
 //! ```
 //!
 //! A run directory holds `config.toml` (every key, resolved), `split.csv`, `metrics.csv` (a row an epoch), `steps.jsonl` (a line a
-//! step), TensorBoard events, `curves.svg`, the checkpoints `last/` and `best/` ([`checkpoint`]), and at the end `summary.json`,
+//! step), TensorBoard events, `curves.svg`, the checkpoints `last/` and `best/` ([`checkpoint`]), and at the end `summary.json`, `cost.json`,
 //! `predictions_<part>.csv` and `confusion_<part>.svg` of the best checkpoint.
 //!
 //! A run that was killed goes on with [`resume`] from `last/` and, on the CPU, ends with the same bits as one that was not:
@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 pub mod checkpoint;
+pub mod cost;
 mod ema;
 pub mod evaluate;
 pub mod events;
@@ -54,6 +55,8 @@ use crate::data::Format;
 use crate::io::{paths, write_atomic};
 use crate::{Error, Result};
 use checkpoint::State;
+use cost::Cost;
+use images::Images;
 use log::RunLog;
 use session::{Parts, Session};
 
@@ -83,6 +86,7 @@ pub struct Summary {
 pub fn run(config: &Config, progress: Progress) -> Result<Summary> {
     let start = Instant::now();
     check_pretrained(config)?;
+    check_split_file(config)?;
     if !config.output.dir.is_empty() {
         run_dir::check(Path::new(&config.output.dir))?;
     }
@@ -107,6 +111,17 @@ fn check_pretrained(config: &Config) -> Result<()> {
     }
     let expected = "a safetensors file of weights with torchvision's names";
     paths::check_input("--pretrained", Path::new(pretrained), expected)
+}
+
+/// Refuses a split file that is not there, before the data are looked at.
+fn check_split_file(config: &Config) -> Result<()> {
+    match config.data.split_file.as_str() {
+        "" => Ok(()),
+        file => {
+            let expected = "a CSV with the columns split,id,label, such as the split.csv of a run";
+            paths::check_input("data.split_file", Path::new(file), expected)
+        }
+    }
 }
 
 /// Goes on with the run in `config.output.dir`; `config` is that run's own ([`run_dir::read_config`]), changed at most in
@@ -202,6 +217,7 @@ fn introduce(config: &Config, progress: Progress, dir: &Path, parts: &Parts) {
     let built_in = dataset.format == Format::Synthetic;
     let hint = if built_in { " (built-in pictures; --data PATH takes yours)" } else { "" };
     progress.line(&format!("data      {}: {}{hint}", config.data.path, parts.images.describe()));
+    say_split(config, progress, &parts.images);
     progress.line(&format!("classes   {}", dataset.classes.join(", ")));
     progress.line(&format!("device    {} ({})", parts.device.name(), parts.device.caps().adapter));
     let (train, clip) = (&config.train, config.optim.clip_grad);
@@ -220,6 +236,19 @@ fn introduce(config: &Config, progress: Progress, dir: &Path, parts: &Parts) {
     progress.line(&format!("run       {} (stop with Ctrl-C, go on with --resume)", dir.display()));
 }
 
+/// Says where the parts come from if they were given, and which of them are never looked at.
+fn say_split(config: &Config, progress: Progress, images: &Images) {
+    if !config.data.split_file.is_empty() {
+        progress.line(&format!("split     as in {}", config.data.split_file));
+    }
+    if config.data.seal_test {
+        let sealed = images.split.test.len() + images.split.id_test.len();
+        progress.line(&format!(
+            "sealed    {sealed} test images: not read, and the run is scored on val alone"
+        ));
+    }
+}
+
 fn finish(
     mut session: Session,
     config: &Config,
@@ -227,6 +256,7 @@ fn finish(
     dir: &Path,
     start: Instant,
 ) -> Result<Summary> {
+    let earlier = Cost::read(dir)?;
     session.fit()?;
     let parts = session.score_best()?;
     let best = session.best();
@@ -241,6 +271,8 @@ fn finish(
         serde_json::to_string_pretty(&report).map_err(|e| Error::Training(e.to_string()))?;
     text.push('\n');
     write_atomic(&dir.join(run_dir::SUMMARY), text.as_bytes())?;
+    let seconds = start.elapsed().as_secs_f64();
+    Cost::add(earlier, seconds, session.device(), dir)?;
     let summary = Summary {
         dir: dir.to_path_buf(),
         epochs: config.train.epochs,
@@ -248,7 +280,7 @@ fn finish(
         best_epoch: best.map_or(0, |b| b.epoch),
         parameters: session.parameters(),
         parts,
-        seconds: start.elapsed().as_secs_f64(),
+        seconds,
     };
     summary.print(progress);
     Ok(summary)

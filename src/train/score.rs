@@ -26,8 +26,8 @@ pub struct Score {
     pub config: Config,
     /// The weights of the last step also where the checkpoint has an average of them.
     pub raw_weights: bool,
-    /// The part to score: `train`, `val`, `test`, `id_test` or `all`. `None` takes `test` (else `val`) of the data that the
-    /// model was trained on, and all images of other data.
+    /// The part to score: `train`, `val`, `test`, `id_test` or `all`. `None` takes `test` of the data that the model was trained on (`val`
+    /// where there is none, or where the run sealed it), and all images of other data.
     pub part: Option<String>,
     /// Where results go; `None` for a folder below `eval/` in the run directory: named after the data set and what is not as in
     /// `eval --checkpoint RUN` (`-last`, `-raw`, `-f16`), and numbered where one of that name has results of other data.
@@ -169,7 +169,8 @@ impl Score {
             (_, Some("all")) => return Ok(all()),
             (None, None) => return Ok(all()),
             (Some(split), None) => {
-                let part = if split.test.is_empty() { Part::Val } else { Part::Test };
+                let sealed = self.config.data.seal_test;
+                let part = if sealed || split.test.is_empty() { Part::Val } else { Part::Test };
                 (split, part.name())
             }
             (Some(split), Some(asked)) => (split, asked),

@@ -94,7 +94,7 @@ impl Parts {
         let spec: Spec = config.model.name.parse()?;
         let device = open_device(&config.train.device, config.train.precision)?;
         let images = match split {
-            Some(file) => Images::resumed(config, file)?,
+            Some(file) => Images::with_split_file(config, file)?,
             None => Images::new(config)?,
         };
         let classes = images::num_classes(config, &images.dataset)?;
@@ -437,13 +437,15 @@ impl Session {
         names.iter().try_for_each(|name| checkpoint::save(&self.dir.join(name), &files))
     }
 
-    /// Scores the best checkpoint on every part but the training part.
+    /// Scores the best checkpoint on every part but the training part, and those that are sealed.
     pub(super) fn score_best(&mut self) -> Result<Vec<PartMetrics>> {
         let best = self.dir.join(checkpoint::BEST);
         let weights = safetensors::read(checkpoint::weights(&best, false)?)?;
         self.model.load(&weights, Load::Exact)?;
         let mut all = Vec::new();
-        for part in [Part::Val, Part::Test, Part::IdTest] {
+        let parts = [Part::Val, Part::Test, Part::IdTest];
+        let scored = if self.config.data.seal_test { &parts[..1] } else { &parts };
+        for &part in scored {
             if let Some(loader) = self.images.eval_loader(&self.config, part)? {
                 let evaluation = self.evaluator().run(part.name(), &loader, |label| label)?;
                 let dataset = &self.images.dataset;
@@ -467,6 +469,11 @@ impl Session {
     /// The best epoch so far.
     pub(super) fn best(&self) -> Option<Best> {
         self.state.best
+    }
+
+    /// What the run computes on.
+    pub(super) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The number of learned numbers.

@@ -336,6 +336,33 @@ fn medmnist_grey_and_colour() {
     assert_eq!((set.items[29].id.as_str(), set.items[29].official), ("test/9", Some(Part::Test)));
 }
 
+/// Whatever stands in an array whose pictures are all sealed, the file opens without it.
+#[test]
+fn sealed_arrays_stay_in_the_npz_file() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("some.npz");
+    let mut members = medmnist(false);
+    members[4].1 = npy("|u1", &[10, 4, 4], &[7; 100]); // 60 bytes too few
+    npz(&path, &members);
+    assert_says(&refusal(&path), &["test_images", "160 bytes", "100"]);
+    let split = write(
+        dir.path(),
+        "split.csv",
+        "split,id,label,note\ntrain,train/0,class 0,\nval,val/3,class 0,\ntest,test/1,class 0,\ndropped,train/2,class 0,why\n",
+    );
+    let readable = Some(Split::learnt_from_ids(&split).unwrap());
+    let set = data::open(&path, &Options { readable, ..skip_bad() }).unwrap();
+    assert_eq!((set.len(), set.skipped.len()), (30, 0));
+    for index in 0..30 {
+        let readable = ["train/0", "val/3"].contains(&set.items[index].id.as_str());
+        assert_eq!(set.is_sealed(index), !readable);
+        match set.image(index) {
+            Ok(image) => assert!(readable && image.pixels.len() == 48),
+            Err(error) => assert!(!readable && error.to_string().contains("is sealed"), "{error}"),
+        }
+    }
+}
+
 #[test]
 fn npz_files_that_are_not_medmnist() {
     let dir = TempDir::new().unwrap();
