@@ -39,6 +39,7 @@
 //! | [`config`], [`train`] | a run's settings; training, evaluation, checkpoints, metrics |
 //! | [`verify`] | conformance of every op on every device, and of ops of your own |
 //! | [`mod@bench`] | times of ops and training steps beside a device's ceilings |
+//! | [`stats`] | tests, intervals and effect sizes for repeated runs of two models |
 //! | [`html`] | tables and charts for reports of one file |
 //! | [`cli`] | the verbs of the `attn2d` program |
 //!
@@ -110,6 +111,7 @@ pub mod kernel;
 pub mod models;
 pub mod nn;
 pub mod ops;
+pub mod stats;
 pub mod study;
 pub mod tape;
 pub mod tensor;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::stats::percentile;
+
 /// Times of the same thing, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -31,14 +33,6 @@ impl Summary {
             samples: sorted.len(),
         })
     }
-}
-
-/// The value below which `share` of the sorted samples lie, linear between two samples.
-fn percentile(sorted: &[f64], share: f64) -> Option<f64> {
-    let last = sorted.len().checked_sub(1)?;
-    let place = share * last as f64;
-    let (low, part) = (place.floor() as usize, place.fract());
-    Some(sorted[low] + part * (sorted[(low + 1).min(last)] - sorted[low]))
 }
 
 #[cfg(test)]

@@ -23,7 +23,8 @@ use super::config::Study;
 use super::plan::{Reached, Trial};
 use crate::config::Config;
 use crate::io::write_atomic;
-use crate::train::{images, run_dir};
+use crate::train::images::Images;
+use crate::train::run_dir;
 use crate::{Error, Result};
 
 /// What a trial came to, as `outcome.json` holds it.
@@ -158,8 +159,7 @@ impl Folder {
                 std::thread::sleep(std::time::Duration::from_millis(200));
                 continue;
             };
-            let dataset = images::open(config)?;
-            let split = images::split(config, &dataset)?;
+            let Images { dataset, split, .. } = Images::new(config)?;
             for (part, items) in [("validation", &split.val), ("test", &split.test)] {
                 if items.is_empty() {
                     return Err(Error::usage(format!(

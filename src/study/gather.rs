@@ -12,6 +12,7 @@ use super::plan::{Place, Plan, Stage, Task, Trial};
 use super::results::{DataResults, ModelResults, Results, Run, Scores, Tried};
 use super::space::{Range, Space};
 use crate::models::{self, Spec};
+use crate::train::cost::Cost;
 use crate::train::log::{self, read_metrics, read_steps};
 use crate::train::{PartMetrics, run_dir};
 use crate::{Error, Result};
@@ -155,7 +156,7 @@ impl Reader<'_> {
                     number: trial.number,
                     setting: trial.setting.clone(),
                     val: outcome.val_balanced_accuracy.ok_or_else(error),
-                    seconds: times(&dir)?.1,
+                    seconds: cost(&dir)?.0,
                     dir,
                 }),
                 Stage::Seed(_) => runs.push(Run {
@@ -203,29 +204,18 @@ pub(super) fn size(spec: &str, classes: usize, side: usize) -> Result<(usize, f6
 
 fn scores(dir: &Path) -> Result<Scores> {
     let Summary { best_epoch, parts } = summary(dir)?;
-    let (step_ms, seconds) = times(dir)?;
     let curve = read_metrics(&dir.join(log::METRICS))?;
-    Ok(Scores {
-        best_epoch: best_epoch.unwrap_or(0),
-        parts,
-        curve,
-        step_ms,
-        seconds,
-        peak_bytes: 0,
-    })
+    let mut steps: Vec<f64> =
+        read_steps(&dir.join(log::STEPS))?.iter().map(|s| s.step_ms).collect();
+    steps.sort_by(f64::total_cmp);
+    let step_ms = steps.get(steps.len() / 2).copied().unwrap_or(0.0);
+    let (seconds, peak_bytes) = cost(dir)?;
+    Ok(Scores { best_epoch: best_epoch.unwrap_or(0), parts, curve, step_ms, seconds, peak_bytes })
 }
 
-/// Median milliseconds of a step, and seconds of all steps with their waiting for data. A step that was repeated after a stop counts once.
-fn times(dir: &Path) -> Result<(f64, f64)> {
-    let path = dir.join(log::STEPS);
-    if !path.exists() {
-        return Ok((0.0, 0.0));
-    }
-    let steps = read_steps(&path)?;
-    let mut each: Vec<f64> = steps.iter().map(|s| s.step_ms).collect();
-    each.sort_by(f64::total_cmp);
-    let seconds = steps.iter().map(|s| (s.step_ms + s.data_ms) / 1e3).sum();
-    Ok((each.get(each.len() / 2).copied().unwrap_or(0.0), seconds))
+/// Seconds of a run's steps, and most bytes of its tensors; zeros where it failed.
+fn cost(dir: &Path) -> Result<(f64, u64)> {
+    Ok(Cost::read(dir)?.map_or((0.0, 0), |cost| (cost.step_seconds, cost.memory_peak_bytes as u64)))
 }
 
 /// Images by part in the order of a split's file, parts of the search's and the seeds' alike; none before there is a split.

@@ -284,12 +284,6 @@ fn cut_steps(path: &Path, step: u64) -> Result<()> {
     if kept.len() == text.len() { Ok(()) } else { write_atomic(path, kept.as_bytes()) }
 }
 
-/// Reads `steps.jsonl` back, as far as its lines are whole.
-pub fn read_steps(path: &Path) -> Result<Vec<StepRow>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
