@@ -6,6 +6,11 @@ const WIDTH: f64 = 460.0;
 /// Classes of the page's style, one for each kind of mark.
 const KINDS: [&str; 3] = ["a", "b", "c"];
 
+/// A character's width at the size of labels, somewhat more than it is on average.
+pub(super) const CHARACTER: f64 = 6.6;
+/// The same of titles.
+const TITLE_CHARACTER: f64 = 8.6;
+
 /// Powers of ten that an axis shows at least.
 const LEAST_DECADES: f64 = 0.9;
 
@@ -225,6 +230,17 @@ pub(super) fn text(x: f64, y: f64, anchor: &str, class: &str, content: &str) -> 
     )
 }
 
+/// A label that fits into a width, with an ellipsis in its middle: names often differ at their ends.
+pub(super) fn cut(label: &str, width: f64, character: f64) -> String {
+    let room = (width / character).max(3.0) as usize;
+    let all: Vec<char> = label.chars().collect();
+    if all.len() <= room {
+        return label.to_owned();
+    }
+    let (first, last) = (room / 2, room - room / 2 - 1);
+    all[..first].iter().chain(&['…']).chain(&all[all.len() - last..]).collect()
+}
+
 /// A number in few characters.
 pub(super) fn short(v: f64) -> String {
     match v.abs() {
@@ -259,7 +275,7 @@ pub(super) fn figure_of(
     format!(
         "<figure>\n<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height:.0}\" role=\"img\">\n<title>{name}</title>\n\
          <desc>{description}</desc>\n{}{body}</svg>\n</figure>\n",
-        text(2.0, 16.0, "start", "title", title)
+        text(2.0, 16.0, "start", "title", &cut(title, width - 4.0, TITLE_CHARACTER))
     )
 }
 
@@ -275,6 +291,12 @@ mod tests {
         assert_eq!(axis.ticks(), [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]);
         let empty = Log::over(std::iter::empty(), 0.0, 1.0);
         assert!(empty.at(5.0).is_finite());
+    }
+
+    #[test]
+    fn labels_keep_both_ends() {
+        assert_eq!(cut("short", 100.0, CHARACTER), "short");
+        assert_eq!(cut("resnet18+ga@4:heads=4", 66.0, CHARACTER), "resne…ds=4");
     }
 
     #[test]

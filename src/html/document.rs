@@ -9,6 +9,8 @@ pub enum Block {
     Heading(String),
     /// A paragraph.
     Text(String),
+    /// A paragraph to be read first.
+    Strong(String),
     /// Points of a list.
     List(Vec<String>),
     /// Names and what they stand for.
@@ -44,6 +46,7 @@ fn blocks_html(blocks: &[Block]) -> String {
     let block = |block: &Block| match block {
         Block::Heading(text) => super::subsection(text, ""),
         Block::Text(text) => paragraph(text),
+        Block::Strong(text) => format!("<p><strong>{}</strong></p>\n", escape(text)),
         Block::List(items) => list(items),
         Block::Facts(pairs) => {
             let pairs: Vec<_> = pairs.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
@@ -70,6 +73,7 @@ fn blocks_markdown(blocks: &[Block]) -> String {
     let block = |block: &Block| match block {
         Block::Heading(text) => format!("\n### {}\n", plain(text)),
         Block::Text(text) => format!("\n{}\n", plain(text)),
+        Block::Strong(text) => format!("\n**{}**\n", plain(text)),
         Block::List(all) => format!("\n{}", items(all.iter().map(|i| plain(i)).collect())),
         Block::Facts(pairs) => {
             let fact =

@@ -163,7 +163,7 @@ caption { text-align: left; font-weight: 600; padding-bottom: .35rem; white-spac
 th, td { padding: .2rem .65rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
 thead th { color: var(--faint); font-weight: 600; }
 th:first-child { text-align: left; }
-tbody th { font-weight: 400; }
+tbody th { font-weight: 400; white-space: normal; min-width: 9rem; max-width: 22rem; overflow-wrap: break-word; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1rem 1.5rem; margin: 1rem 0; }
 figure { margin: 0; }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; fill: var(--ink); }

@@ -2,11 +2,9 @@
 //!
 //! Every figure is told in its description too; things are told apart by place, shape, dash or number, never by colour alone.
 
-use super::chart::{Log, class, figure_of, mark, short, text};
+use super::chart::{CHARACTER, Log, class, cut, figure_of, mark, short, text};
 
 const WIDTH: f64 = 400.0;
-/// A character's width at the size of labels, somewhat more than it is on average.
-const CHARACTER: f64 = 6.6;
 
 /// A row of [`samples`].
 #[derive(Clone, Debug)]
@@ -60,7 +58,7 @@ pub fn samples(title: &str, description: &str, unit: &str, rows: &[Samples]) -> 
     let mut body = axis.grid(top, bottom, unit);
     for (i, row) in rows.iter().enumerate() {
         let y = top + step * i as f64;
-        body += &text(left, y + 13.0, "start", "", &cut(&row.label, WIDTH - 20.0));
+        body += &text(left, y + 13.0, "start", "", &cut(&row.label, WIDTH - 20.0, CHARACTER));
         // Dots of like values lie side by side in three lines.
         for (k, value) in row.values.iter().enumerate() {
             let y = y + 24.0 + 3.5 * (k % 3) as f64;
@@ -70,7 +68,7 @@ pub fn samples(title: &str, description: &str, unit: &str, rows: &[Samples]) -> 
         if let Some((from, to)) = row.interval {
             let (from, to) = (axis.at(from), axis.at(to));
             body += &format!(
-                "<path class=\"{class} line\" d=\"M{from:.1} {:.1}v6M{from:.1} {y:.1}H{to:.1}M{to:.1} {:.1}v6\"/>\n",
+                "<path class=\"{class} whisker\" d=\"M{from:.1} {:.1}v6M{from:.1} {y:.1}H{to:.1}M{to:.1} {:.1}v6\"/>\n",
                 y - 3.0,
                 y - 3.0
             );
@@ -96,7 +94,8 @@ pub fn curves(
     families: &[Curves],
 ) -> String {
     let (left, right) = (40.0, WIDTH - 12.0);
-    let (top, bottom) = (40.0 + 16.0 * families.len() as f64, 250.0 + 16.0 * families.len() as f64);
+    let top = 46.0 + 16.0 * families.len() as f64;
+    let bottom = top + 210.0;
     let points = || families.iter().flat_map(|f| f.each.iter().flatten().chain(&f.mean));
     let x = Linear { least_step: 1.0, ..Linear::over(points().map(|p| p.0), left, right) };
     let y = Linear::over(points().map(|p| p.1).chain([over.0, over.1]), bottom, top);
@@ -120,7 +119,7 @@ pub fn curves(
         }
         let row = 34.0 + 16.0 * i as f64;
         body += &format!("<path class=\"{class} line bold\" d=\"M4 {:.1}h24\"/>\n", row - 4.0);
-        body += &text(34.0, row, "start", "faint", &cut(&family.label, WIDTH - 40.0));
+        body += &text(34.0, row, "start", "faint", &cut(&family.label, WIDTH - 40.0, CHARACTER));
     }
     figure_of(title, description, (WIDTH, bottom + 34.0), &body)
 }
@@ -146,7 +145,13 @@ pub fn scatter(title: &str, description: &str, axes: (&str, &str), points: &[Poi
         body += &text(px + shift, py + 4.0, anchor, "", &number);
         let row = list + 16.0 * i as f64;
         body += &mark(p.kind, 8.0, row - 4.0, "");
-        body += &text(18.0, row, "start", "", &cut(&format!("{number} {}", p.label), WIDTH - 24.0));
+        body += &text(
+            18.0,
+            row,
+            "start",
+            "",
+            &cut(&format!("{number} {}", p.label), WIDTH - 24.0, CHARACTER),
+        );
     }
     figure_of(title, description, (WIDTH, list + 16.0 * points.len() as f64), &body)
 }
@@ -165,7 +170,7 @@ pub fn matrix(title: &str, description: &str, classes: &[String], counts: &[Vec<
         if cell > 15.0 || i % 2 == 0 {
             body += &text(left + at, top - 6.0, "middle", small, &number.to_string());
         }
-        let name = cut(&format!("{number} {class}"), left - 6.0);
+        let name = cut(&format!("{number} {class}"), left - 6.0, CHARACTER);
         if cell > 8.0 {
             body += &text(left - 5.0, top + at + 4.0, "end", small, &name);
         }
@@ -190,18 +195,6 @@ pub fn matrix(title: &str, description: &str, classes: &[String], counts: &[Vec<
 
 fn ends(interval: Option<(f64, f64)>) -> impl Iterator<Item = f64> {
     interval.into_iter().flat_map(|(low, high)| [low, high])
-}
-
-/// A label that fits into a width, with an ellipsis in its middle: names often differ at their ends.
-fn cut(label: &str, width: f64) -> String {
-    let room = (width / CHARACTER).max(3.0) as usize;
-    let characters: Vec<char> = label.chars().collect();
-    if characters.len() <= room {
-        return label.to_owned();
-    }
-    let (first, last) = (room / 2, room - room / 2 - 1);
-    let start = characters[..first].iter();
-    start.chain(&['…']).chain(&characters[characters.len() - last..]).collect()
 }
 
 /// A linear axis from one place of the picture to another.
@@ -281,12 +274,6 @@ mod tests {
             let count = axis.ticks().len();
             assert!(axis.at(1.0).is_finite() && (2..=9).contains(&count), "{values:?}: {count}");
         }
-    }
-
-    #[test]
-    fn labels_keep_both_ends() {
-        assert_eq!(cut("short", 100.0), "short");
-        assert_eq!(cut("resnet18+ga@4:heads=4", 66.0), "resne…ds=4");
     }
 
     #[test]

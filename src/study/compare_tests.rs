@@ -84,12 +84,14 @@ fn a_difference_is_found_and_put_in_words() {
     assert!(images.low > 0.0 && images.high < 0.2, "{images:?}");
     let votes = better.votes.unwrap();
     assert!(votes.only_model >= votes.only_baseline, "{votes:?}");
-    let words = verdict::study(&results, &findings).join("\n");
+    let words = verdict::study(&results, &findings).lines().join("\n");
     for part in [
-        "In distribution: GA is significantly better than plain on made up: by ",
-        "LA is significantly worse than plain on made up: by ",
-        "Out of distribution: No significant difference: GA against plain on made up; LA against",
-        "There may still be one: these seeds show a difference of ",
+        "In distribution: of 2 comparisons of models with their baselines, 1 significantly better, 1 significantly worse.",
+        "GA is significantly better than plain on made up in distribution (id_test): by ",
+        "LA is significantly worse than plain on made up in distribution (id_test): by ",
+        "Out of distribution: no significant difference in 2 comparisons.",
+        "No significant difference: GA against plain on made up (",
+        "There may still be one: as many seeds with as much spread show a difference of ",
         "after Holm's correction for 2 comparisons",
     ] {
         assert!(words.contains(part), "{part:?} in {words}");
@@ -151,9 +153,14 @@ fn studies_that_are_not_whole() {
     let c = only(&empty);
     assert_eq!((c.verdict, c.adjusted, c.images), (Verdict::Untested, None, None));
     assert!(
-        verdict::study(&empty, &compare(&empty))[0].contains("not finished: 20 trials are open")
+        verdict::study(&empty, &compare(&empty)).before[0]
+            .contains("not finished: 20 trials are open")
     );
     assert!(verdict::sentence(&empty, &c).contains("takes two seeds of each"));
+    let mut fewer = whole.clone();
+    fewer.datasets[0].models[1].runs.truncate(4);
+    let words = verdict::study(&fewer, &compare(&fewer)).lines().join("\n");
+    assert!(words.contains("than the 10 planned: GA on made up has 4."), "{words}");
     // Some failed.
     let mut failed = whole.clone();
     for run in failed.datasets[0].models[1].runs.iter_mut().take(3) {
@@ -164,8 +171,13 @@ fn studies_that_are_not_whole() {
         findings.reached(0, 1, Judged::InDistribution).map(|r| (r.seeds.len(), r.failed)),
         Some((7, 3))
     );
-    let words = verdict::study(&failed, &findings).join("\n");
-    assert!(words.contains("3 of 10 seeds of GA on made up failed"), "{words}");
+    let words = verdict::study(&failed, &findings).lines().join("\n");
+    assert!(
+        words.contains(
+            "failed, so that the numbers are of the others alone: 3 of 10 seeds of GA on made up."
+        ),
+        "{words}"
+    );
     // All seeds alike.
     let mut constant = whole.clone();
     for run in constant.datasets[0].models.iter_mut().flat_map(|m| &mut m.runs) {

@@ -7,66 +7,100 @@ use super::compare::{Comparison, Findings, JUDGED, Judged, POWER, Verdict};
 use super::results::Results;
 use crate::stats::Interval;
 
-/// The verdict on the study: a paragraph on what is missing from it where something is, then one for each kind of part.
-pub fn study(results: &Results, findings: &Findings) -> Vec<String> {
-    let mut all = Vec::new();
+/// The verdict on a study.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Words {
+    /// What to know before the rest, such as that the study is not finished.
+    pub before: Vec<String>,
+    /// For each kind of part, in distribution first: a headline, and what is behind it.
+    pub families: Vec<(String, Vec<String>)>,
+    /// What is less than was planned: seeds that failed or are missing, predictions that cannot be read.
+    pub gaps: Vec<String>,
+}
+
+impl Words {
+    /// Everything, a line each.
+    pub fn lines(&self) -> Vec<String> {
+        let family = |(headline, rest): &(String, Vec<String>)| {
+            let rest = rest.iter().map(|line| format!("  {line}"));
+            std::iter::once(headline.clone()).chain(rest).collect::<Vec<_>>()
+        };
+        let families = self.families.iter().flat_map(family);
+        self.before.iter().cloned().chain(families).chain(self.gaps.iter().cloned()).collect()
+    }
+}
+
+/// The verdict on a study.
+pub fn study(results: &Results, findings: &Findings) -> Words {
+    let mut before = Vec::new();
     if results.open > 0 {
-        all.push(format!(
+        before.push(format!(
             "The study is not finished: {} {} open. What follows is of the runs that are done; it may change, and a test that is looked at before its \
              time is wrong more often than it says.",
             results.open,
             are(results.open, "trial")
         ));
     }
-    let families = JUDGED.iter().filter_map(|judged| family(results, findings, *judged));
-    let before = all.len();
-    all.extend(families);
-    if all.len() == before {
-        all.push("No model of this study has a baseline, so nothing is tested.".into());
+    if findings.comparisons.is_empty() {
+        before.push("No model of this study has a baseline, so nothing is tested.".into());
     }
-    all.extend(gaps(results, findings));
-    all
+    let families = JUDGED.iter().filter_map(|judged| family(results, findings, *judged));
+    Words { before, families: families.collect(), gaps: gaps(results, findings) }
 }
 
 /// The verdict on the comparisons of one kind of part.
-fn family(results: &Results, findings: &Findings, judged: Judged) -> Option<String> {
-    let all: Vec<&Comparison> =
-        findings.comparisons.iter().filter(|c| c.judged == judged).collect();
-    if all.is_empty() {
-        return None;
-    }
-    let with = |verdict: Verdict| -> Vec<&Comparison> {
-        all.iter().copied().filter(|c| c.verdict == verdict).collect()
+fn family(results: &Results, findings: &Findings, judged: Judged) -> Option<(String, Vec<String>)> {
+    let all = || findings.comparisons.iter().filter(move |c| c.judged == judged);
+    let with = |verdict: Verdict| all().filter(|c| c.verdict == verdict).collect::<Vec<_>>();
+    let [better, worse, not, untested] =
+        [Verdict::Better, Verdict::Worse, Verdict::NotSignificant, Verdict::Untested].map(with);
+    let count = all().count();
+    let (name, baseline) =
+        (judged.name(), if count == 1 { "its baseline" } else { "their baselines" });
+    let headline = match (better.len(), worse.len()) {
+        _ if count == 0 => return None,
+        _ if untested.len() == count => format!("nothing can be tested of {}", comparisons(count)),
+        (0, 0) => format!("no significant difference in {}", comparisons(count - untested.len())),
+        (b, w) => {
+            let words = [
+                (b, "significantly better"),
+                (w, "significantly worse"),
+                (not.len(), "without a significant difference"),
+            ];
+            let some = words.iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!("{n} {word}"));
+            format!(
+                "of {} of models with {baseline}, {}",
+                comparisons(count),
+                some.collect::<Vec<_>>().join(", ")
+            )
+        }
     };
-    let mut sentences = Vec::new();
-    for (verdict, word) in [(Verdict::Better, "better"), (Verdict::Worse, "worse")] {
-        for c in with(verdict) {
-            let (model, baseline, data) = names(results, c);
-            sentences.push(format!(
-                "{model} is significantly {word} than {baseline} on {data}: by {}.",
-                difference(results, c, true)
+    let (first, rest) = name.split_at(1);
+    let mut lines: Vec<String> =
+        better.into_iter().chain(worse).map(|c| sentence(results, c)).collect();
+    match not.as_slice() {
+        [] => {}
+        [one] => lines.push(sentence(results, one)),
+        several => {
+            let one = |c: &&Comparison| {
+                let (model, baseline, data) = names(results, c);
+                let difference = c.welch.map_or("-".into(), |w| signed(w.difference));
+                format!("{model} against {baseline} on {data} ({difference} points)")
+            };
+            let list: Vec<String> = several.iter().map(one).collect();
+            lines.push(format!(
+                "No significant difference: {}. {}",
+                list.join("; "),
+                shown(several)
             ));
         }
     }
-    let not = with(Verdict::NotSignificant);
-    if !not.is_empty() {
-        let list: Vec<String> = not
-            .iter()
-            .map(|c| {
-                let (model, baseline, data) = names(results, c);
-                format!("{model} against {baseline} on {data}")
-            })
-            .collect();
-        sentences.push(format!("No significant difference: {}. {}", list.join("; "), shown(&not)));
-    }
-    let untested = with(Verdict::Untested);
-    if !untested.is_empty() {
-        let count = untested.len();
-        sentences.push(format!("{count} {} without a test so far.", are(count, "comparison")));
-    }
-    let name = judged.name();
-    let (first, rest) = name.split_at(1);
-    Some(format!("{}{rest}: {}", first.to_uppercase(), sentences.join(" ")))
+    lines.extend(untested.into_iter().map(|c| sentence(results, c)));
+    Some((format!("{}{rest}: {headline}.", first.to_uppercase()), lines))
+}
+
+fn comparisons(count: usize) -> String {
+    if count == 1 { "1 comparison".into() } else { format!("{count} comparisons") }
 }
 
 /// What could have been shown by comparisons that show nothing.
@@ -79,7 +113,7 @@ fn shown(comparisons: &[&Comparison]) -> String {
         (least, most) => format!("{least} to {most} points, depending on the comparison,"),
     };
     format!(
-        "There may still be one: these seeds show a difference of {range} or more with a probability of {:.0} %, a smaller one less often.",
+        "There may still be one: as many seeds with as much spread show a difference of {range} with a probability of {:.0} %, a smaller one less often.",
         100.0 * POWER
     )
 }
@@ -141,26 +175,32 @@ fn difference(results: &Results, c: &Comparison, size: bool) -> String {
 
 /// Everything that makes the study less than was planned.
 fn gaps(results: &Results, findings: &Findings) -> Vec<String> {
-    let mut all = Vec::new();
+    let (mut failures, mut fewer) = (Vec::new(), Vec::new());
     for data in &results.datasets {
         for model in &data.models {
             let failed = model.runs.iter().filter(|run| run.scores.is_err()).count();
-            let (done, planned) = (model.runs.len() - failed, results.seeds);
-            let (model, data) = (&model.name, &data.name);
+            let (here, planned) = (format!("{} on {}", model.name, data.name), results.seeds);
             if failed > 0 {
-                all.push(format!(
-                    "{failed} of {planned} {} of {model} on {data} failed and {} not in its numbers, which are therefore of the others alone.",
-                    if planned == 1 { "seed" } else { "seeds" },
-                    if failed == 1 { "is" } else { "are" },
-                ));
+                failures.push(format!("{failed} of {planned} seeds of {here}"));
             }
-            if done + failed < planned {
-                all.push(format!(
-                    "{model} on {data} has {} of {planned} planned seeds.",
-                    done + failed
-                ));
+            if model.runs.len() < planned {
+                fewer.push(format!("{here} has {}", model.runs.len()));
             }
         }
+    }
+    let mut all = Vec::new();
+    if !failures.is_empty() {
+        all.push(format!(
+            "Seeds that failed, so that the numbers are of the others alone: {}.",
+            failures.join("; ")
+        ));
+    }
+    if !fewer.is_empty() {
+        all.push(format!(
+            "Fewer seeds so far than the {} planned: {}.",
+            results.seeds,
+            fewer.join("; ")
+        ));
     }
     all.extend(findings.notes.iter().cloned());
     all

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use super::compare::{Findings, JUDGED, Judged, compare};
 use super::results::{DataResults, Results};
-use super::verdict::{self, percent_level};
+use super::verdict::{self, Words, percent_level};
 use crate::Result;
 use crate::html::document::{self, Block, Section};
 use crate::io::write_atomic;
@@ -41,10 +41,10 @@ pub fn write(results: &Results, dir: &Path) -> Result<String> {
     for (name, text) in files {
         write_atomic(&dir.join(name), text.as_bytes())?;
     }
-    Ok(words.join("\n"))
+    Ok(words.lines().join("\n"))
 }
 
-fn sections(results: &Results, findings: &Findings, words: &[String], dir: &Path) -> Vec<Section> {
+fn sections(results: &Results, findings: &Findings, words: &Words, dir: &Path) -> Vec<Section> {
     let section = |heading: &str, blocks: Vec<Block>| Section { heading: heading.into(), blocks };
     vec![
         section("Verdict", verdict_blocks(results, findings, words)),
@@ -66,12 +66,19 @@ fn heading(results: &Results, data: &DataResults) -> Option<Block> {
     (results.datasets.len() > 1).then(|| Block::Heading(data.name.clone()))
 }
 
-fn verdict_blocks(results: &Results, findings: &Findings, words: &[String]) -> Vec<Block> {
-    let mut blocks: Vec<Block> = words.iter().cloned().map(Block::Text).collect();
-    let sentences: Vec<String> =
-        findings.comparisons.iter().map(|c| verdict::sentence(results, c)).collect();
-    if !sentences.is_empty() {
-        blocks.push(Block::Folded("Each comparison in words".into(), vec![Block::List(sentences)]));
+fn verdict_blocks(results: &Results, findings: &Findings, words: &Words) -> Vec<Block> {
+    let mut blocks: Vec<Block> = words.before.iter().cloned().map(Block::Text).collect();
+    for (headline, rest) in &words.families {
+        blocks.push(Block::Strong(headline.clone()));
+        blocks.push(Block::List(rest.clone()));
+    }
+    if !words.gaps.is_empty() {
+        blocks.push(Block::Text("What is missing:".into()));
+        blocks.push(Block::List(words.gaps.clone()));
+    }
+    if findings.comparisons.len() > 1 {
+        let each = findings.comparisons.iter().map(|c| verdict::sentence(results, c)).collect();
+        blocks.push(Block::Folded("Each comparison in words".into(), vec![Block::List(each)]));
     }
     let (alpha, count) = (results.alpha, results.seeds);
     blocks.push(Block::Text(format!(
@@ -100,8 +107,8 @@ fn models(results: &Results, findings: &Findings) -> Vec<Block> {
 }
 
 fn comparisons(results: &Results, findings: &Findings) -> Vec<Block> {
-    let of = |judged: Judged| tables::comparisons(results, findings, judged).map(Block::Table);
-    let mut blocks: Vec<Block> = JUDGED.into_iter().filter_map(of).collect();
+    let of = |judged: Judged| tables::comparisons(results, findings, judged);
+    let mut blocks: Vec<Block> = JUDGED.into_iter().flat_map(of).map(Block::Table).collect();
     if blocks.is_empty() {
         return blocks;
     }

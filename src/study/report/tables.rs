@@ -56,85 +56,89 @@ fn bare(p: f64) -> String {
 pub(super) fn models(results: &Results, findings: &Findings, dataset: usize) -> Table {
     let data = &results.datasets[dataset];
     let parts: Vec<Judged> = JUDGED.into_iter().filter(|j| j.part(data).is_some()).collect();
-    let mut head: Vec<String> =
-        ["model", "seeds", "parameters", "GFLOP", "ms a step", "peak MiB"].map(String::from).into();
+    let mut head = vec!["model".to_string()];
     for judged in &parts {
         head.push(format!("{} balanced accuracy", judged.short()));
         head.push(format!("{} p", judged.short()));
     }
+    let costs = ["seeds", "parameters", "GFLOP", "ms a step", "peak MiB"];
+    head.extend(costs.map(String::from));
     let row = |(i, model): (usize, &ModelResults)| {
+        let mut cells = vec![model.name.clone()];
+        for judged in &parts {
+            let reached = findings.reached(dataset, i, *judged);
+            let mean = or_dash(reached.and_then(|r| r.mean), points);
+            cells.push(match reached.and_then(|r| r.interval) {
+                Some(interval) => format!("{mean} ({})", span(Some(interval), points)),
+                None => mean,
+            });
+            let adjusted = findings.comparison(dataset, i, *judged).and_then(|c| c.adjusted);
+            cells.push(or_dash(adjusted, bare));
+        }
         let known = model.winner.is_some();
         let done = model.runs.iter().filter(|run| run.scores.is_ok()).count();
-        let mut cells = vec![
-            model.name.clone(),
+        cells.extend([
             format!("{done} of {}", results.seeds),
             or_dash(known.then_some(model.parameters as f64), |p| format!("{:.3} M", 1e-6 * p)),
             or_dash(known.then_some(model.flop), |f| format!("{:.3}", 1e-9 * f)),
             or_dash(median(model, |s| s.step_ms), |ms| format!("{ms:.1}")),
             or_dash(median(model, |s| s.peak_bytes as f64), |b| format!("{:.0}", b / MIB)),
-        ];
-        for judged in &parts {
-            let reached = findings.reached(dataset, i, *judged);
-            cells.push(or_dash(reached.and_then(|r| r.mean), points));
-            if let Some(interval) = reached.and_then(|r| r.interval) {
-                let last = cells.last_mut();
-                last.into_iter()
-                    .for_each(|c| *c += &format!(" ({})", span(Some(interval), points)));
-            }
-            let adjusted = findings.comparison(dataset, i, *judged).and_then(|c| c.adjusted);
-            cells.push(match model.baseline {
-                None => "baseline".into(),
-                Some(_) => or_dash(adjusted, bare),
-            });
-        }
+        ]);
         cells
     };
     let rows = data.models.iter().enumerate().map(row).collect();
     Table { caption: format!("Models on {}", data.name), head, rows }
 }
 
-/// Every comparison on a kind of part; `None` where there are none.
-pub(super) fn comparisons(results: &Results, findings: &Findings, judged: Judged) -> Option<Table> {
-    let head = [
-        "comparison",
-        "verdict",
-        "seeds",
-        "difference",
-        "over seeds",
-        "p",
-        "Holm",
-        "ranks p",
-        "g",
-        "detectable",
-        "over images",
-        "votes",
-        "votes p",
-    ];
-    let of = findings.comparisons.iter().filter(|c| c.judged == judged);
-    let rows: Vec<_> = of.map(|c| comparison(results, findings, c)).collect();
-    let part = if judged == Judged::InDistribution { "primary" } else { "a family of its own" };
-    let caption = format!("Comparisons {} ({part})", judged.name());
-    (!rows.is_empty()).then(|| table(caption, &head, rows))
+/// Every comparison on a kind of part: the test that decides, and what is beside it. None where there are no comparisons.
+pub(super) fn comparisons(results: &Results, findings: &Findings, judged: Judged) -> Vec<Table> {
+    let all: Vec<&Comparison> =
+        findings.comparisons.iter().filter(|c| c.judged == judged).collect();
+    if all.is_empty() {
+        return Vec::new();
+    }
+    let rank = if judged == Judged::InDistribution { "primary" } else { "a family of its own" };
+    let decides =
+        ["comparison", "verdict", "difference", "over seeds", "p", "Holm", "seeds", "detectable"];
+    let beside = ["comparison", "ranks p", "g", "over images", "votes", "votes p"];
+    let rows = |of: &dyn Fn(&Comparison) -> Vec<String>| {
+        let row = |c: &&Comparison| {
+            let (model, baseline, data) = names(results, c);
+            std::iter::once(format!("{model} against {baseline} on {data}")).chain(of(c)).collect()
+        };
+        all.iter().map(row).collect()
+    };
+    vec![
+        table(
+            format!("Comparisons {} ({rank})", judged.name()),
+            &decides,
+            rows(&|c| deciding(findings, c)),
+        ),
+        table(format!("Beside the test, {}", judged.name()), &beside, rows(&besides)),
+    ]
 }
 
-fn comparison(results: &Results, findings: &Findings, c: &Comparison) -> Vec<String> {
-    let (model, baseline, data) = names(results, c);
+fn deciding(findings: &Findings, c: &Comparison) -> Vec<String> {
     let seeds = |model| findings.reached(c.dataset, model, c.judged).map_or(0, |r| r.seeds.len());
+    vec![
+        verdict(c.verdict).into(),
+        or_dash(c.welch.map(|w| w.difference), signed),
+        span(c.welch.map(|w| w.interval), signed),
+        or_dash(c.welch.map(|w| w.p), bare),
+        or_dash(c.adjusted, bare),
+        format!("{}, {}", seeds(c.model), seeds(c.baseline)),
+        or_dash(c.detectable, points),
+    ]
+}
+
+fn besides(c: &Comparison) -> Vec<String> {
     let effect = c.effect.map_or("-".into(), |e| match e.interval {
         Some(i) => format!("{:.2} ({:.2} to {:.2})", e.g, i.low, i.high),
         None => format!("{:.2}", e.g),
     });
     vec![
-        format!("{model} against {baseline} on {data}"),
-        verdict(c.verdict).into(),
-        format!("{}, {}", seeds(c.model), seeds(c.baseline)),
-        or_dash(c.welch.map(|w| w.difference), signed),
-        span(c.welch.map(|w| w.interval), signed),
-        or_dash(c.welch.map(|w| w.p), bare),
-        or_dash(c.adjusted, bare),
         or_dash(c.mann_whitney.map(|m| m.p), bare),
         effect,
-        or_dash(c.detectable, points),
         span(c.images, signed),
         c.votes.map_or("-".into(), |v| format!("{}, {}", v.only_model, v.only_baseline)),
         or_dash(c.votes.map(|v| v.p), bare),
