@@ -35,8 +35,8 @@ pub fn study(results: &Results, findings: &Findings) -> Words {
     let mut before = Vec::new();
     if results.open > 0 {
         before.push(format!(
-            "The study is not finished: {} {} open. What follows is of the runs that are done; it may change, and a test that is looked at before its \
-             time is wrong more often than it says.",
+            "The study is not finished: {} {} open. What follows is of the runs that are done; it may change, and a test that is looked at \
+             before its time is wrong more often than it says.",
             results.open,
             are(results.open, "trial")
         ));
@@ -78,24 +78,34 @@ fn family(results: &Results, findings: &Findings, judged: Judged) -> Option<(Str
     let (first, rest) = name.split_at(1);
     let mut lines: Vec<String> =
         better.into_iter().chain(worse).map(|c| sentence(results, c)).collect();
+    let list = |all: &[&Comparison], of: &dyn Fn(&Comparison) -> String| {
+        let one = |c: &&Comparison| {
+            let (model, baseline, data) = names(results, c);
+            format!("{model} against {baseline} on {data}{}", of(c))
+        };
+        all.iter().map(one).collect::<Vec<_>>().join("; ")
+    };
     match not.as_slice() {
         [] => {}
         [one] => lines.push(sentence(results, one)),
         several => {
-            let one = |c: &&Comparison| {
-                let (model, baseline, data) = names(results, c);
-                let difference = c.welch.map_or("-".into(), |w| signed(w.difference));
-                format!("{model} against {baseline} on {data} ({difference} points)")
+            let points = |c: &Comparison| {
+                c.welch.map_or(String::new(), |w| format!(" ({} points)", signed(w.difference)))
             };
-            let list: Vec<String> = several.iter().map(one).collect();
-            lines.push(format!(
-                "No significant difference: {}. {}",
-                list.join("; "),
-                shown(several)
-            ));
+            let list = list(several, &points);
+            lines.push(format!("No significant difference: {list}. {}", shown(several)));
         }
     }
-    lines.extend(untested.into_iter().map(|c| sentence(results, c)));
+    let (constant, few): (Vec<_>, Vec<_>) = untested.into_iter().partition(|c| c.samples.is_some());
+    lines.extend(constant.into_iter().map(|c| sentence(results, c)));
+    match few.as_slice() {
+        [] => {}
+        [one] => lines.push(sentence(results, one)),
+        several => {
+            let list = list(several, &|_| String::new());
+            lines.push(format!("Not tested, which takes two seeds of each: {list}."));
+        }
+    }
     Some((format!("{}{rest}: {headline}.", first.to_uppercase()), lines))
 }
 
@@ -113,7 +123,8 @@ fn shown(comparisons: &[&Comparison]) -> String {
         (least, most) => format!("{least} to {most} points, depending on the comparison,"),
     };
     format!(
-        "There may still be one: as many seeds with as much spread show a difference of {range} with a probability of {:.0} %, a smaller one less often.",
+        "There may still be one: as many seeds with as much spread show a difference of {range} with a probability of {:.0} %, a smaller \
+         one less often.",
         100.0 * POWER
     )
 }
@@ -144,8 +155,8 @@ pub fn sentence(results: &Results, c: &Comparison) -> String {
             format!("{model} against {baseline} {on}: not tested, which takes two seeds of each.")
         }
         Verdict::Untested => format!(
-            "{model} against {baseline} {on}: not tested, because each reached the same with all of its seeds, so that there is no spread to hold a \
-             difference against."
+            "{model} against {baseline} {on}: not tested, because each reached the same with all of its seeds, so that there is no spread \
+             to hold a difference against."
         ),
     }
 }

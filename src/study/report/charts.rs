@@ -16,8 +16,9 @@ fn percent(share: f64) -> f64 {
     100.0 * share
 }
 
+/// An interval to draw. Student's interval of few seeds may go beyond what an accuracy can be; the axis does not.
 fn both(interval: Option<stats::Interval>) -> Option<(f64, f64)> {
-    interval.map(|i| (percent(i.low), percent(i.high)))
+    interval.map(|i| (percent(i.low.max(0.0)), percent(i.high.min(1.0))))
 }
 
 fn kind(model: &ModelResults) -> usize {
@@ -63,8 +64,8 @@ pub(super) fn seeds(results: &Results, findings: &Findings) -> Vec<Block> {
         return Vec::new();
     }
     let text = format!(
-        "Each mark is a run with its own seed; circles are models without a baseline, squares those that are compared with one. Below them the mean and \
-         its {} interval.",
+        "Each mark is a run with its own seed; circles are models without a baseline, squares those that are compared with one. Below them \
+         the mean and its {} interval.",
         percent_level(results.alpha)
     );
     vec![Block::Text(text), Block::Charts(charts)]
@@ -174,8 +175,8 @@ pub(super) fn costs(results: &Results, findings: &Findings) -> Vec<Block> {
     if charts.is_empty() {
         return Vec::new();
     }
-    let text = "Mean balanced accuracy with its interval, in distribution where there is such a part. Milliseconds are of the machines that ran the trials, with whatever else ran \
-                on them.";
+    let text = "Mean balanced accuracy with its interval, in distribution where there is such a part. Milliseconds are of the machines \
+                that ran the trials, with whatever else ran on them.";
     vec![Block::Text(text.into()), Block::Charts(charts)]
 }
 

@@ -215,42 +215,44 @@ pub(super) fn comparisons(results: &Results, findings: &Findings) -> String {
         "only_baseline_right",
         "mcnemar_p",
     ];
-    let row = |c: &Comparison| {
-        let (model, baseline, data) = names(results, c);
-        let seeds = |model| findings.reached(c.dataset, model, c.judged).map(|r| r.seeds.len());
-        let (w, m, e) = (c.welch, c.mann_whitney, c.effect);
-        let effect = e.and_then(|e| e.interval);
-        vec![
-            data.into(),
-            model.into(),
-            baseline.into(),
-            c.judged.short().into(),
-            c.part.into(),
-            verdict(c.verdict).into(),
-            cell(seeds(c.model)),
-            cell(seeds(c.baseline)),
-            cell(w.map(|w| w.difference)),
-            low(w.map(|w| w.interval)),
-            high(w.map(|w| w.interval)),
-            cell(w.map(|w| w.t)),
-            cell(w.map(|w| w.df)),
-            cell(w.map(|w| w.p)),
-            cell(c.adjusted),
-            c.family.to_string(),
-            cell(m.map(|m| m.u)),
-            cell(m.map(|m| m.p)),
-            cell(e.map(|e| e.g)),
-            low(effect),
-            high(effect),
-            cell(c.detectable),
-            low(c.images),
-            high(c.images),
-            cell(c.votes.map(|v| v.only_model)),
-            cell(c.votes.map(|v| v.only_baseline)),
-            cell(c.votes.map(|v| v.p)),
-        ]
-    };
+    let row = |c| comparison(results, findings, c);
     text(&head, findings.comparisons.iter().map(row).collect())
+}
+
+fn comparison(results: &Results, findings: &Findings, c: &Comparison) -> Vec<String> {
+    let (model, baseline, data) = names(results, c);
+    let seeds = |model| findings.reached(c.dataset, model, c.judged).map(|r| r.seeds.len());
+    let (w, m, e) = (c.welch, c.mann_whitney, c.effect);
+    let effect = e.and_then(|e| e.interval);
+    vec![
+        data.into(),
+        model.into(),
+        baseline.into(),
+        c.judged.short().into(),
+        c.part.into(),
+        verdict(c.verdict).into(),
+        cell(seeds(c.model)),
+        cell(seeds(c.baseline)),
+        cell(w.map(|w| w.difference)),
+        low(w.map(|w| w.interval)),
+        high(w.map(|w| w.interval)),
+        cell(w.map(|w| w.t)),
+        cell(w.map(|w| w.df)),
+        cell(w.map(|w| w.p)),
+        cell(c.adjusted),
+        c.family.to_string(),
+        cell(m.map(|m| m.u)),
+        cell(m.map(|m| m.p)),
+        cell(e.map(|e| e.g)),
+        low(effect),
+        high(effect),
+        cell(c.detectable),
+        low(c.images),
+        high(c.images),
+        cell(c.votes.map(|v| v.only_model)),
+        cell(c.votes.map(|v| v.only_baseline)),
+        cell(c.votes.map(|v| v.p)),
+    ]
 }
 
 /// Times and memory, a row a trial: rung 1 and up for the search, seed for the runs of the winner.

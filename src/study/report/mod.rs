@@ -82,10 +82,11 @@ fn verdict_blocks(results: &Results, findings: &Findings, words: &Words) -> Vec<
     }
     let (alpha, count) = (results.alpha, results.seeds);
     blocks.push(Block::Text(format!(
-        "How it is judged: each model's settings were searched with the same budget and chosen by validation images alone; the winner was trained with {count} \
-         fresh seeds, and each run scored once on test images by balanced accuracy, the mean of the classes' recalls. A difference counts as significant where \
-         Welch's two-sided test of the seeds gives p below {alpha} after Holm's correction over all comparisons on test images of that kind. In distribution \
-         is primary: test images from where the training images come. Out of distribution: images of a domain that was held out."
+        "How it is judged: each model's settings were searched with the same budget and chosen by validation images alone; the winner was \
+         trained with {count} fresh seeds, and each run scored once on test images by balanced accuracy, the mean of the classes' recalls. \
+         A difference counts as significant where Welch's two-sided test of the seeds gives p below {alpha} after Holm's correction over \
+         all comparisons on test images of that kind. In distribution is primary: test images from where the training images come. Out of \
+         distribution: images of a domain that was held out."
     )));
     if !results.about.trim().is_empty() {
         blocks.push(Block::Text(format!("About this study: {}", results.about.trim())));
@@ -99,9 +100,9 @@ fn models(results: &Results, findings: &Findings) -> Vec<Block> {
         .map(|dataset| Block::Table(tables::models(results, findings, dataset)))
         .collect();
     blocks.push(Block::Text(format!(
-        "Balanced accuracy in percent: mean over seeds with its {level} interval by Student's t, which tells how sure the mean is for this data set and \
-         this split. p: Welch's test against the baseline, after Holm's correction. GFLOP: products of one image's forward pass, a multiply-add \
-         counted as two. Milliseconds of a training step and peak memory of tensors are medians over seeds."
+        "Balanced accuracy in percent: mean over seeds with its {level} interval by Student's t, which tells how sure the mean is for this \
+         data set and this split. p: Welch's test against the baseline, after Holm's correction. GFLOP: products of one image's forward \
+         pass, a multiply-add counted as two. Milliseconds of a training step and peak memory of tensors are medians over seeds."
     )));
     blocks
 }
@@ -114,13 +115,13 @@ fn comparisons(results: &Results, findings: &Findings) -> Vec<Block> {
     }
     let level = percent_level(results.alpha);
     blocks.push(Block::Text(format!(
-        "Differences are the model's balanced accuracy less its baseline's, in points. Over seeds: the {level} interval of Welch's test, which holds other \
-         seeds on the same images against each other. Over images: the {level} bootstrap interval for other test images with the same trained nets, classes \
-         resampled apart; it takes images for independent and is too narrow where several are of one patient. Neither speaks of another split. \
-         p: Welch's. Holm: the same after correction. Ranks: the exact Mann-Whitney test. g: Hedges' g with a BCa bootstrap interval. \
-         Detectable: the difference that the corrected test would have found with a probability of 80 % given the spread of these seeds, at its strictest step. \
-         Votes: images that only the model's, and only the baseline's, majority vote over seeds got right, and McNemar's exact p. \
-         The verdict is by Holm's p alone."
+        "Differences are the model's balanced accuracy less its baseline's, in points. Over seeds: the {level} interval of Welch's test, \
+         which holds other seeds on the same images against each other. Over images: the {level} bootstrap interval for other test images \
+         with the same trained nets, classes resampled apart; it takes images for independent and is too narrow where several are of one \
+         patient. Neither speaks of another split. p: Welch's. Holm: the same after correction. Ranks: the exact Mann-Whitney test. g: \
+         Hedges' g with a BCa bootstrap interval. Detectable: the difference that the corrected test would have found with a probability \
+         of 80 % given the spread of these seeds, at its strictest step. Votes: images that only the model's, and only the baseline's, \
+         majority vote over seeds got right, and McNemar's exact p. The verdict is by Holm's p alone."
     )));
     blocks
 }
@@ -129,9 +130,9 @@ fn search(results: &Results, dir: &Path) -> Vec<Block> {
     let (drawn, epochs) = &results.search;
     let rungs: Vec<String> = epochs.iter().map(|e| e.to_string()).collect();
     let mut blocks = vec![Block::Text(format!(
-        "For each model on each data set {drawn} {} drawn at random, the same for all models, and trained by successive halving: all for the first number of epochs, \
-         the best by validation balanced accuracy anew for the next ({} epochs). The best of the last rung won. Model strings, where a \
-         model names several, were searched too.",
+        "For each model on each data set {drawn} {} drawn at random, the same for all models, and trained by successive halving: all for \
+         the first number of epochs, the best by validation balanced accuracy anew for the next ({} epochs). The best of the last rung \
+         won. Model strings, where a model names several, were searched too.",
         if *drawn == 1 { "setting was" } else { "settings were" },
         rungs.join(", ")
     ))];
@@ -140,8 +141,8 @@ fn search(results: &Results, dir: &Path) -> Vec<Block> {
         false => blocks.push(Block::Facts(results.space.clone())),
     }
     blocks.push(Block::Text(
-        "Space, budget, seeds and every setting that the study's file leaves to the program's defaults are choices of this study. They are not taken from the paper \
-         that asked the question, which does not publish its own."
+        "Space, budget, seeds and every setting that the study's file leaves to the program's defaults are choices of this study. They are \
+         not taken from the paper that asked the question, which does not publish its own."
             .into(),
     ));
     for data in &results.datasets {
@@ -195,14 +196,15 @@ fn repeat(results: &Results) -> Vec<Block> {
     vec![
         Block::Facts(results.environment.clone()),
         Block::Text(
-            "study.toml in the study's folder is the study as it was run, and every trial's directory has its settings, its log and its predictions. On the same machine \
-             and device the same study gives the same numbers but for times. Paths of data in study.toml that are not absolute are as seen from where the study was \
-             started."
+            "study.toml in the study's folder is the study as it was run, and every trial's directory has its settings, its log and its \
+             predictions. On the same machine and device the same study gives the same numbers but for times. Paths of data in study.toml \
+             that are not absolute are as seen from where the study was started."
                 .into(),
         ),
         Block::Code(again.into()),
         Block::Text(
-            "Beside this page: models.csv, seeds.csv, search.csv and comparisons.csv with all numbers in full, and costs.csv with times and memory."
+            "Beside this page: models.csv, seeds.csv, search.csv and comparisons.csv with all numbers in full, and costs.csv with times \
+             and memory."
                 .into(),
         ),
     ]

@@ -164,7 +164,13 @@ fn the_files_say_what_was_found() {
     let search = rows("search.csv");
     let won = column(&search, "won");
     assert_eq!(search.iter().filter(|row| row[won] == "true").count(), 8);
-    // Times apart, the same study gives the same files.
+}
+
+#[test]
+fn times_are_in_a_file_of_their_own() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (_, results) = studies(dir.path()).swap_remove(0);
+    write(&results, dir.path()).expect("written");
     let again = dir.path().join("again");
     fs::create_dir(&again).expect("a directory");
     let mut slower = results.clone();
@@ -175,7 +181,7 @@ fn the_files_say_what_was_found() {
         }
     }
     write(&slower, &again).expect("written");
-    for file in ["models.csv", "search.csv", "comparisons.csv"] {
+    for file in ["models.csv", "seeds.csv", "search.csv", "comparisons.csv"] {
         assert_eq!(read(dir.path(), file), read(&again, file), "{file}");
     }
     assert_ne!(read(dir.path(), "costs.csv"), read(&again, "costs.csv"));
