@@ -10,6 +10,7 @@ pub mod config;
 pub mod engines;
 pub mod folder;
 pub mod gather;
+pub mod optuna;
 pub mod plan;
 pub mod results;
 pub mod run;
