@@ -134,7 +134,7 @@ pub fn shares(title: &str, description: &str, kinds: &[&str], rows: &[Share]) ->
 }
 
 /// A logarithmic axis from one place of the picture to another.
-struct Log {
+pub(super) struct Log {
     low: f64,
     high: f64,
     from: f64,
@@ -143,7 +143,7 @@ struct Log {
 
 impl Log {
     /// Over values above 0, with some room at both ends.
-    fn over(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
+    pub(super) fn over(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
         for v in values.filter(|v| *v > 0.0).map(f64::log10) {
             (low, high) = (low.min(v), high.max(v));
@@ -156,7 +156,7 @@ impl Log {
         Self { low: low - room, high: high + room, from, to }
     }
 
-    fn at(&self, v: f64) -> f64 {
+    pub(super) fn at(&self, v: f64) -> f64 {
         let part = (v.max(1e-300).log10() - self.low) / (self.high - self.low);
         self.from + (self.to - self.from) * part
     }
@@ -173,7 +173,7 @@ impl Log {
     }
 
     /// The axis along x: rules from top to bottom with their values below, and what they are of.
-    fn grid(&self, top: f64, bottom: f64, label: &str) -> String {
+    pub(super) fn grid(&self, top: f64, bottom: f64, label: &str) -> String {
         let tick = |v: f64| {
             let x = self.at(v);
             format!("<path class=\"axis\" d=\"M{x:.1} {top}V{bottom:.1}\"/>\n")
@@ -196,12 +196,12 @@ impl Log {
     }
 }
 
-fn class(kind: usize) -> &'static str {
+pub(super) fn class(kind: usize) -> &'static str {
     KINDS[kind % KINDS.len()]
 }
 
 /// A mark at a place; kinds differ in shape too.
-fn mark(kind: usize, x: f64, y: f64, more: &str) -> String {
+pub(super) fn mark(kind: usize, x: f64, y: f64, more: &str) -> String {
     let class = class(kind);
     match kind % KINDS.len() {
         0 => format!("<circle class=\"{class}{more}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"/>\n"),
@@ -218,7 +218,7 @@ fn mark(kind: usize, x: f64, y: f64, more: &str) -> String {
     }
 }
 
-fn text(x: f64, y: f64, anchor: &str, class: &str, content: &str) -> String {
+pub(super) fn text(x: f64, y: f64, anchor: &str, class: &str, content: &str) -> String {
     let content = escape(content);
     format!(
         "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{content}</text>\n"
@@ -226,7 +226,7 @@ fn text(x: f64, y: f64, anchor: &str, class: &str, content: &str) -> String {
 }
 
 /// A number in few characters.
-fn short(v: f64) -> String {
+pub(super) fn short(v: f64) -> String {
     match v.abs() {
         a if a >= 1e6 => format!("{}M", trimmed(v / 1e6)),
         a if a >= 1e4 => format!("{}k", trimmed(v / 1e3)),
@@ -249,7 +249,12 @@ fn figure(title: &str, description: &str, height: f64, body: &str) -> String {
 }
 
 /// The title is a chart's name for who cannot see it, and its heading for who can.
-fn figure_of(title: &str, description: &str, (width, height): (f64, f64), body: &str) -> String {
+pub(super) fn figure_of(
+    title: &str,
+    description: &str,
+    (width, height): (f64, f64),
+    body: &str,
+) -> String {
     let (name, description) = (escape(title), escape(description));
     format!(
         "<figure>\n<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height:.0}\" role=\"img\">\n<title>{name}</title>\n\

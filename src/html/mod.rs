@@ -3,6 +3,8 @@
 //! Functions from data to text; whoever calls them writes the file.
 
 pub mod chart;
+pub mod document;
+pub mod plot;
 
 /// A table of text. The first column names the row; the others are numbers, set to the right.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -43,6 +45,17 @@ pub fn page(title: &str, body: &str) -> String {
 /// A section under its heading.
 pub fn section(heading: &str, body: &str) -> String {
     format!("<section>\n<h2>{}</h2>\n{body}</section>\n", escape(heading))
+}
+
+/// A part of a section under a heading of its own.
+pub fn subsection(heading: &str, body: &str) -> String {
+    format!("<h3>{}</h3>\n{body}", escape(heading))
+}
+
+/// Points of a list.
+pub fn list(items: &[String]) -> String {
+    let item = |text: &String| format!("<li>{}</li>\n", escape(text));
+    format!("<ul>\n{}</ul>\n", items.iter().map(item).collect::<String>())
 }
 
 /// A paragraph of text.
@@ -133,9 +146,11 @@ const STYLE: &str = r#":root {
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 76rem; margin: 0 auto; padding: 1.5rem; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; border-bottom: 1px solid var(--rule); padding-bottom: .25rem; }
-p { max-width: 48rem; margin: .5rem 0; }
+h3 { font-size: 1.05rem; margin: 1.5rem 0 .25rem; overflow-wrap: anywhere; }
+p { max-width: 48rem; margin: .5rem 0; overflow-wrap: anywhere; }
+ul { max-width: 48rem; margin: .5rem 0; padding-left: 1.25rem; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .5rem 0; }
 dt { color: var(--faint); }
 dd { margin: 0; overflow-wrap: anywhere; }
@@ -158,8 +173,14 @@ svg .axis { stroke: var(--rule); stroke-width: 1; fill: none; }
 svg .a { fill: var(--a); stroke: var(--a); } svg .b { fill: var(--b); stroke: var(--b); } svg .c { fill: var(--c); stroke: var(--c); }
 svg .hollow { fill: var(--paper); stroke-width: 1.5; }
 svg .line { fill: none; stroke-width: 1.5; }
+svg .seed { fill-opacity: .35; stroke-width: 1; }
+svg .thin { stroke-width: 1; opacity: .35; stroke-dasharray: none; }
+svg .bold { stroke-width: 2.5; }
+svg .cell { stroke: none; }
+svg .small { font-size: 10px; }
 svg .whisker { stroke-width: 1.5; opacity: .75; }
 svg .b.line { stroke-dasharray: 6 3; } svg .c.line { stroke-dasharray: 2 3; }
+@media (max-width: 40rem) { main { padding: 1rem .75rem; } }
 @media print { main { max-width: none; } details { display: block; } }
 "#;
 
