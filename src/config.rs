@@ -65,7 +65,7 @@ pub struct Data {
     pub official_split: bool,
     /// Leave out pictures that occur twice.
     pub dedup: bool,
-    /// A domain (hospital, camera) to test on and never train on; empty for none.
+    /// A domain (hospital, camera) to test on and never train on, or several between commas; empty for none.
     pub holdout_domain: String,
     /// A CSV as a run's `split.csv` to take the parts from, instead of splitting anew; empty for none.
     pub split_file: String,

@@ -146,6 +146,28 @@ fn isic_2018_to_2020_and_ham10000() {
         (Format::Isic2019, 7, None)
     );
 
+    let rows = [
+        "ISIC_1,30,,HAM_0000118,",
+        "ISIC_2,,,BCN_0003884,male",
+        "ISIC_4,,,MSK4_0011169,",
+        "ISIC_5,,,,",
+    ];
+    let (mut truth, mut metadata) = (
+        String::from("image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\n"),
+        String::from("image,age_approx,anatom_site_general,lesion_id,sex\n"),
+    );
+    for (number, row) in rows.into_iter().enumerate() {
+        let id = row.split(',').next().unwrap();
+        truth += &format!("{id},0,1,0,0,0,0,0,0,0\n");
+        metadata += &format!("{row}\n");
+        picture(dir.path(), &format!("ISIC_2019_Training_Input/{id}.jpg"), number as u32);
+    }
+    write(dir.path(), "ISIC_2019_Training_GroundTruth.csv", truth);
+    write(dir.path(), "ISIC_2019_Training_Metadata.csv", metadata);
+    let set = open(dir.path());
+    let archives: Vec<_> = set.items.iter().map(|item| item.domain.as_deref()).collect();
+    assert_eq!(archives, [Some("HAM"), Some("BCN"), Some("MSK"), None]);
+
     let dir = TempDir::new().unwrap();
     let head = "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target\n";
     write(
