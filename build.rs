@@ -1,7 +1,7 @@
 //! Makes the CUDA texts ready: resolves their includes (NVRTC has no include path), compiles them where there is an nvcc,
 //! and with the feature `cuda-emu` compiles them for the host too.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -122,19 +122,39 @@ fn compile_all(nvcc: &Path, targets: &[String], texts: &[(String, String)], out:
     }
 }
 
-/// A fat binary beside the source. Kept while the text stays the same.
+/// For each virtual architecture that texts are translated for, what is made of its PTX. Machine code of a generation (sm_86, sm_89) is
+/// made of the PTX of the first of it that is wanted: no text asks what it is compiled for, and the front end takes half of the time.
+fn by_virtual(targets: &[String]) -> BTreeMap<String, Vec<&str>> {
+    let number = |target: &String| target.split_once('_')?.1.parse::<u32>().ok();
+    let mut all = BTreeMap::<_, Vec<&str>>::new();
+    for target in targets {
+        let own = target.replace("sm_", "compute_");
+        let first = number(target).filter(|_| target.starts_with("sm_")).and_then(|n| {
+            let older = targets.iter().filter_map(number).filter(|m| m / 10 == n / 10);
+            older.min().map(|m| format!("compute_{m}"))
+        });
+        all.entry(first.unwrap_or(own)).or_default().push(target);
+    }
+    all
+}
+
+/// A fat binary beside the source, and what ptxas says of it (`.ptxas`), which `scripts/check_cuda --built` reads. Kept while the
+/// text stays the same.
 fn compile(nvcc: &Path, targets: &[String], source: &Path, text: &str) -> Result<(), String> {
     let (code, made_from) = (source.with_extension("fatbin"), source.with_extension("made_from"));
+    let said = source.with_extension("ptxas");
     let recipe = format!("{} {targets:?}\n{text}", nvcc.display());
-    if code.is_file() && fs::read_to_string(&made_from).is_ok_and(|old| old == recipe) {
+    let there = code.is_file() && said.is_file();
+    if there && fs::read_to_string(&made_from).is_ok_and(|old| old == recipe) {
         return Ok(());
     }
     let mut command = Command::new(nvcc);
-    command.args(["-fatbin", "-O3", "-std=c++17"]);
-    command.args(targets.iter().map(|code| {
-        let arch = code.replace("sm_", "compute_");
-        format!("-gencode=arch={arch},code={code}")
-    }));
+    command.args(["-fatbin", "-O3", "-std=c++17", "-Xptxas", "-v"]);
+    command.args(
+        by_virtual(targets)
+            .iter()
+            .map(|(arch, codes)| format!("-gencode=arch={arch},code=[{}]", codes.join(","))),
+    );
     let run = command.arg("-o").arg(&code).arg(source).output();
     let run =
         run.map_err(|e| format!("{}: {e}; ATTN2D_NVCC names the compiler", nvcc.display()))?;
@@ -148,6 +168,7 @@ fn compile(nvcc: &Path, targets: &[String], source: &Path, text: &str) -> Result
             String::from_utf8_lossy(&run.stderr)
         ));
     }
+    write(&said, &String::from_utf8_lossy(&run.stderr));
     write(&made_from, &recipe);
     Ok(())
 }

@@ -244,6 +244,16 @@ fn bench_lists_times_and_refuses() {
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("f32, f16, bf16"), "{}", text(&output.stderr));
 
+    // A list needs no device and has no times.
+    for unused in
+        ["--device=cpu", "--min-time=1", "--html=x.html", "--compare=old.json", "--markdown"]
+    {
+        let output = attn2d(dir.path(), &["bench", "--list", unused]);
+        assert_eq!(output.status.code(), Some(2), "{unused}");
+        let said = text(&output.stderr);
+        assert!(said.contains("--list") && said.contains("cannot be used with"), "{said}");
+    }
+
     let listed = attn2d(dir.path(), &["bench", "ops", "--list", "--json", "rows.json"]);
     assert!(text(&listed.stdout).contains("\nconv2d_3x3_64x56 "), "{}", text(&listed.stdout));
     let rows = std::fs::read_to_string(dir.path().join("rows.json")).expect("written");
@@ -278,7 +288,7 @@ fn bench_shows_compares_and_merges_what_was_timed() {
         std::fs::write(dir.path().join(name), json.to_string()).expect("a file");
     };
     let timed = run(
-        "bench --size tiny --device cpu --filter ^adamw --min-time 0.01 --json now.json --profile",
+        "bench --size tiny --device cpu --filter ^adamw --min-time 0.2 --json now.json --profile",
     );
     assert!(timed.status.success(), "{}", text(&timed.stderr));
     assert!(text(&timed.stdout).contains("| adamw_step_f32 | 1 |"), "{}", text(&timed.stdout));

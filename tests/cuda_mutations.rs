@@ -493,7 +493,7 @@ fn library(folder: &Path, emulator: &str, text: &str) -> PathBuf {
 fn verify(op: &str, precision: &str, library: &Path) -> (bool, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_attn2d"))
         .args(["verify", "--device", "cuda-emu", "--require", "cuda-emu", "--op", op])
-        .args(["--precision", precision])
+        .args(["--precision", precision, "--fail-fast"])
         .env("ATTN2D_EMU_LIBRARY", library)
         .env_remove("ATTN2D_EMU_SCHEDULE")
         .output()

@@ -19,6 +19,11 @@ fn attn2d(dir: &Path, words: &[&str]) -> Output {
     Command::new(program).args(words).current_dir(dir).output().expect("the program starts")
 }
 
+/// Both streams.
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &error_of(output)
+}
+
 fn error_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -148,10 +153,17 @@ fn each_evaluation_has_a_folder_of_its_own() {
         (&["--data", "other/../other/data"], "data-2"),
         (&["--data", "data"], "data"),
         (&["--output", "mine"], ""),
+        (&["--device", "wgpu"], "data-wgpu-0"),
     ] {
+        if words.contains(&"wgpu") && Device::new("wgpu").is_err() {
+            println!("skipped, no adapter: {words:?}");
+            continue;
+        }
+        let given = |option: &str| words.contains(&option);
         let checkpoint: &[&str] =
-            if words.contains(&"--checkpoint") { &[] } else { &["--checkpoint", "run"] };
-        let output = attn2d(dir, &[&["eval", "--device", "cpu"], checkpoint, words].concat());
+            if given("--checkpoint") { &[] } else { &["--checkpoint", "run"] };
+        let device: &[&str] = if given("--device") { &[] } else { &["--device", "cpu"] };
+        let output = attn2d(dir, &[&["eval"], checkpoint, device, words].concat());
         assert!(output.status.success(), "{words:?}: {}", error_of(&output));
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let place = if folder.is_empty() { "mine/".into() } else { format!("run/eval/{folder}/") };
@@ -165,8 +177,58 @@ fn each_evaluation_has_a_folder_of_its_own() {
         assert_eq!(found, folders.len(), "{words:?}");
     }
     let of = fs::read_to_string(dir.join("run/eval/data-last-raw-f16/eval.json")).expect("what of");
-    for part in ["\"checkpoint\": \"last\"", "\"weights\": \"model.safetensors\"", "\"f16\""] {
+    for part in
+        ["\"checkpoint\": \"last\"", "\"model.safetensors\"", "\"f16\"", "\"device\": \"cpu\""]
+    {
         assert!(of.contains(part), "{part} in {of}");
+    }
+}
+
+/// Without the run's split nobody knows which images it was trained on: of its own data nothing but everything is scored then, and of
+/// others it is told.
+#[test]
+fn an_evaluation_without_the_split_of_the_run_says_so() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let dir = root.path();
+    trained(dir, |_| {});
+    for number in 0..2 {
+        picture(&dir.join(format!("other/cat/{number}.png")), 50 + number, (16, 16));
+        picture(&dir.join(format!("other/dog/{number}.png")), 60 + number, (16, 16));
+    }
+    let eval = |words: &[&str]| {
+        let output =
+            attn2d(dir, &[&["eval", "--checkpoint", "run", "--device", "cpu"], words].concat());
+        (output.status.code(), said(&output))
+    };
+    let split = dir.join("run/split.csv");
+    let (code, said) = eval(&["--data", "other"]);
+    assert!(code == Some(0) && said.contains("4 images (all)"), "{said}");
+    assert!(said.contains("all images, for run/split.csv:2: unknown id"), "{said}");
+    for (text, why) in [
+        (None, "run/split.csv is missing"),
+        (Some(""), "run/split.csv"),
+        (Some("split,id,label,note\n"), "run/split.csv lists no images"),
+        (Some("split,id,label,note\ntest,cat/99.png,cat,\n"), "unknown id"),
+    ] {
+        match text {
+            None => fs::remove_file(&split).expect("removed"),
+            Some(text) => fs::write(&split, text).expect("written"),
+        }
+        for words in [&[][..], &["--split", "val"], &["--data", "run/../data"]] {
+            let (code, said) = eval(words);
+            assert_eq!(code, Some(2), "{words:?}: {said}");
+            assert!(
+                said.contains(why) && said.contains("score every image by --split all"),
+                "{said}"
+            );
+        }
+        let (code, said) = eval(&["--split", "all"]);
+        assert!(code == Some(0) && said.contains("16 images (all)"), "{said}");
+        let (code, said) = eval(&["--data", "other"]);
+        assert!(
+            code == Some(0) && said.contains("all images, for ") && said.contains(why),
+            "{said}"
+        );
     }
 }
 

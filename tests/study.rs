@@ -18,6 +18,7 @@ eta = 2
 
 [search.space]
 "optim.lr" = { from = 1e-3, to = 1e-1, log = true }
+"optim.weight_decay" = { from = 1e-6, to = 1e-2, log = true }
 "augment.policy" = ["none", "flips"]
 
 [config.data]
@@ -210,7 +211,7 @@ fn a_trial_that_fails_is_written_down_and_the_rest_goes_on() {
     assert!((1..8).contains(&failed), "{list}");
     assert!(said.contains(&format!("{failed} failed, 0 open")), "{said}");
     let report = fs::read_to_string(place.folder.join("report.md")).expect("a report");
-    assert!(report.contains("not finite"), "{report}");
+    assert!(report.contains("is NaN; try a lower --lr"), "{report}");
     let said = succeeds(&study(&place, &["--retry-failed"]));
     assert!(said.contains(&format!("{failed} trials run, {failed} failed, 0 open")), "{said}");
     // Where all of a model's settings fail, the study says so and its exit status too.

@@ -33,6 +33,11 @@ fn run(words: &[&str]) -> Output {
     command(words).output().expect("the program starts")
 }
 
+/// Both streams.
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &error_of(output)
+}
+
 fn error_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -147,6 +152,55 @@ fn a_run_stopped_within_epochs_and_resumed_ends_with_the_same_bits() {
         let read = |dir: &Path| fs::read(dir.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(read(&whole) == read(&stopped), "{name} differs");
     }
+}
+
+#[test]
+fn a_run_does_not_go_back() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let dir = root.path().join("run");
+    let mut config = small(&dir);
+    config.model.name = "resnet18:w8,stages=1,stem=small".into();
+    config.data.img_size = 16;
+    config.train.epochs = 2;
+    train::run(&config, Progress::Quiet).expect("a run");
+    let per_epoch = steps(&dir).len() / 2;
+    let resume = |words: &[&str]| {
+        let output = run(&[&["train", "--resume", dir.to_str().unwrap()], words].concat());
+        (output.status.code(), said(&output))
+    };
+    let read = |name: &str| fs::read(dir.join(name)).expect(name);
+    let names = ["config.toml", "metrics.csv", "steps.jsonl", "last/state.json"];
+    let before = names.map(read);
+    for (words, why) in
+        [(["--epochs", "1"], "--epochs 1: "), (["--max-steps", "3"], "--max-steps 3: ")]
+    {
+        let (code, said) = resume(&words);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(why) && said.contains("give as many or more"), "{said}");
+        assert!(names.map(read) == before, "{words:?} leaves the run as it was");
+    }
+    let (code, said) = resume(&["--max-steps", &(2 * per_epoch + 1).to_string(), "--epochs", "3"]);
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = resume(&["--max-steps", "0", "--epochs", "2"]);
+    assert!(code == Some(2) && said.contains("has begun epoch 3"), "{said}");
+
+    // The first epoch's best is saved before its last: a kill in between leaves it alone. A later one's is not.
+    fs::remove_dir_all(dir.join("last")).expect("removed");
+    let state = fs::read_to_string(dir.join("best/state.json")).expect("a state");
+    let mut state: serde_json::Value = serde_json::from_str(&state).expect("JSON");
+    state["epoch"] = 2.into();
+    fs::write(dir.join("best/state.json"), state.to_string()).expect("written");
+    let (code, said) = resume(&[]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(
+        said.contains("best/ of a later epoch but no last/") && dir.join("best").exists(),
+        "{said}"
+    );
+    state["epoch"] = 1.into();
+    fs::write(dir.join("best/state.json"), state.to_string()).expect("written");
+    let (code, said) = resume(&[]);
+    assert!(code == Some(0) && said.contains("no last/ yet: the run begins again"), "{said}");
+    assert_eq!(steps(&dir).len(), 2 * per_epoch + 1);
 }
 
 #[test]

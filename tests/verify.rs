@@ -191,6 +191,13 @@ fn a_damaged_file_is_one_failure_and_the_rest_goes_on() {
         assert!(words.contains("not a whole safetensors file") && !words.contains('\n'), "{words}");
     }
     assert!(outcome.records.iter().any(|r| r.case == "b_whole" && r.failure.is_none()));
+
+    let (devices, op, cases) = ("cpu".into(), Some("relu".into()), vec![dir.path().into()]);
+    let first = Options { devices, op, cases, fail_fast: true, ..Options::default() };
+    let outcome = run(&first, &mut |_| {}).unwrap();
+    assert_eq!(outcome.failures().count(), 1, "it stops there: {outcome}");
+    assert!(outcome.records.iter().any(|r| r.failure.is_none()), "what came before is told");
+    assert!(outcome.records.iter().all(|r| r.case != "b_whole"));
 }
 
 #[test]

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 /// A sample on the host's clock is of as many calls as fill this many seconds, then one wait for the device.
 const SAMPLE: f64 = 5e-3;
-/// Samples even where one takes longer than the time given.
-const LEAST_SAMPLES: usize = 3;
+/// Samples even where one takes longer than the time given. Fewer say next to nothing of their noise.
+const LEAST_SAMPLES: usize = 5;
 /// Bytes written between two calls on a GPU's own clock, more than any cache holds.
 const FLUSH: usize = 256 << 20;
 
@@ -42,6 +42,16 @@ pub struct Timing {
     pub launches: usize,
     /// By entry point, the longest first.
     pub kernels: Vec<Share>,
+}
+
+impl Timing {
+    /// How many samples are behind `ms`, `p20_ms` and `p80_ms`.
+    pub fn samples(&self) -> usize {
+        match &self.device {
+            Some(device) if self.ms != self.wall.median_ms => device.samples,
+            _ => self.wall.samples,
+        }
+    }
 }
 
 /// Whether it is a GPU and no software plays it.

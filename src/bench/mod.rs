@@ -125,8 +125,21 @@ pub struct Options {
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["list", "device", "precision", "size", "min_time", "budget"])]
     pub from: Vec<PathBuf>,
     /// List the rows and what they have to do at least; time nothing
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["device", "min_time", "budget", "html", "markdown", "profile", "compare", "tolerance", "merge"])]
     pub list: bool,
+}
+
+/// The suites that a report has rows of: ours in their order, then those that only its file knows.
+pub(crate) fn suites_of(report: &Report) -> Vec<&str> {
+    let ours = SUITES.iter().map(|s| s.name);
+    let mut all: Vec<&str> =
+        ours.filter(|name| report.rows.iter().any(|m| m.row.suite == *name)).collect();
+    for m in &report.rows {
+        if !all.contains(&m.row.suite.as_str()) {
+            all.push(&m.row.suite);
+        }
+    }
+    all
 }
 
 /// The rows that are asked for, in the order of the suites.

@@ -2,7 +2,7 @@
 
 use super::report::{Measured, Outcome, Report};
 use super::row::Place;
-use super::{SUITES, table};
+use super::{suites_of, table};
 use crate::html::chart::{Dot, Series, Share, dots, lines, shares};
 use crate::html::{self, facts, grid, paragraph, section};
 
@@ -20,18 +20,16 @@ pub fn page(report: &Report) -> String {
     let tables: String = table::tables(report).iter().map(html::table).collect();
     body += &section("All numbers", &(paragraph(COLUMNS) + &tables));
     body += &repeat(report);
-    html::page(&format!("attn2d bench: {} on {}, {}", suites(report), e.device, e.precision), &body)
+    html::page(
+        &format!("attn2d bench: {} on {}, {}", suites_of(report).join(", "), e.device, e.precision),
+        &body,
+    )
 }
 
 const COLUMNS: &str = "whole: forward and backward, or a training step; p20 .. p80: a fifth of the samples is below the first, a \
     fifth above the second; GFLOP/s and GB/s: useful products and the least bytes over the time of the whole; % of ceiling: the least time \
     by the ceiling that binds over the time; peak: tensors at the worst moment beside the row's inputs; saved: what the tape keeps from the \
     forward until its backward, activations that go in included, weights not; a peer's ratio: its time over ours, above 1 ours is faster.";
-
-fn suites(report: &Report) -> String {
-    let there = |name: &&str| report.rows.iter().any(|m| m.row.suite == *name);
-    SUITES.iter().map(|s| s.name).filter(there).collect::<Vec<_>>().join(", ")
-}
 
 fn about(report: &Report) -> String {
     let (e, c) = (&report.environment, &report.ceilings);
@@ -147,7 +145,7 @@ fn scaling(report: &Report) -> String {
 /// How far each row is from what the device can do.
 fn ceilings(report: &Report) -> String {
     let mut body = String::new();
-    for suite in SUITES.iter().map(|s| s.name) {
+    for suite in suites_of(report) {
         let share = |m: &Measured| match &m.outcome {
             Outcome::Timed(times) if m.row.suite == suite => Some(Share {
                 label: m.row.name.clone(),

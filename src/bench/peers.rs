@@ -3,10 +3,11 @@
 //! Such a file has `peer` (a name with a version), `device`, `precision` and `rows`; a row has `name`, the `subject` that was timed,
 //! and `ways` (each with `ms` for forward and backward or a whole step, maybe `p20_ms`, `p80_ms` and `forward_ms`) or `failed`.
 
-use super::report::{Measured, Outcome, read_json};
+use super::report::{Measured, Outcome, read_json, twice};
 use super::row::Subject;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,12 @@ pub struct PeerTime {
 }
 
 impl PeerTime {
+    /// Whether it has a time that none can be.
+    pub(crate) fn wrong(&self) -> bool {
+        let times = |w: &Way| [Some(w.ms), w.p20_ms, w.p80_ms, w.forward_ms];
+        self.ways.values().flat_map(times).flatten().any(|ms| !(ms.is_finite() && ms > 0.0))
+    }
+
     /// The way that takes least.
     pub fn best(&self) -> Option<(&str, &Way)> {
         let least = self.ways.iter().min_by(|a, b| a.1.ms.total_cmp(&b.1.ms));
@@ -75,7 +82,7 @@ struct PeerFile {
     peer: String,
     device: String,
     precision: String,
-    rows: Vec<PeerRow>,
+    rows: Vec<Value>,
 }
 
 impl Peer {
@@ -92,11 +99,19 @@ impl Peer {
             let message = format!("its times are in {}, ours in {precision}", file.precision);
             return Err(Error::file(path, message));
         }
-        let wrong = |way: &Way| !(way.ms.is_finite() && way.ms > 0.0);
-        if let Some(row) = file.rows.iter().find(|r| r.time.ways.values().any(wrong)) {
+        let row = |(i, row): (usize, &Value)| {
+            let name = row.get("name").and_then(Value::as_str).unwrap_or("without a name");
+            serde_json::from_value::<PeerRow>(row.clone())
+                .map_err(|e| Error::file(path, format!("row {i} ({name}): {e}")))
+        };
+        let rows = file.rows.iter().enumerate().map(row).collect::<Result<Vec<_>>>()?;
+        if let Some(row) = rows.iter().find(|r| r.time.wrong()) {
             return Err(Error::file(path, format!("{}: a time that is not above 0", row.name)));
         }
-        let rows = file.rows.into_iter().map(|row| (row.name.clone(), row)).collect();
+        if let Some(name) = twice(rows.iter().map(|r| &r.name)) {
+            return Err(Error::file(path, format!("the row {name} stands there twice")));
+        }
+        let rows = rows.into_iter().map(|row| (row.name.clone(), row)).collect();
         let name = format!("{} ({})", file.peer, file.device);
         Ok(Self { name, path: path.into(), rows })
     }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Everything that a run found.
@@ -33,7 +33,7 @@ pub struct Report {
 }
 
 /// A row and what became of it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Measured {
     /// The row.
     #[serde(flatten)]
@@ -44,12 +44,12 @@ pub struct Measured {
     #[serde(flatten)]
     pub outcome: Outcome,
     /// What peers take for it, by their names.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub peers: BTreeMap<String, PeerTime>,
 }
 
 /// What became of a row.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub enum Outcome {
     /// It was timed.
@@ -67,7 +67,7 @@ pub enum Outcome {
 }
 
 /// What a row takes.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Times {
     /// The forward; none for whole steps.
     pub forward: Option<Reached>,
@@ -75,7 +75,6 @@ pub struct Times {
     pub whole: Reached,
     /// Bytes that the tape keeps from the forward until its backward: activations that go in, and what the forward leaves for the
     /// backward; weights are not counted. None where there is no backward.
-    #[serde(default)]
     pub saved_bytes: Option<usize>,
 }
 
@@ -166,7 +165,7 @@ impl Report {
     /// Reads what [`Report::write`] wrote.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::File`] where it is no such report, naming the field.
+    /// [`Error::Io`]; [`Error::File`] where it is no such report, naming the row and the field, and for a row that it has twice.
     pub fn read(path: &Path) -> Result<Self> {
         let json = read_json(path)?;
         let fail = |what: String| {
@@ -176,11 +175,14 @@ impl Report {
         let rows = rows.ok_or_else(|| fail("no list 'rows'".into()))?;
         let row = |(i, row): (usize, &Value)| {
             let name = row.get("name").and_then(Value::as_str).unwrap_or("without a name");
-            serde_json::from_value(row.clone()).map_err(|e| fail(format!("row {i} ({name}): {e}")))
+            Measured::from_json(row).map_err(|e| fail(format!("row {i} ({name}): {e}")))
         };
         let environment = field(&json, "environment").map_err(fail)?;
         let ceilings = field(&json, "ceilings").map_err(fail)?;
-        let rows = rows.iter().enumerate().map(row).collect::<Result<_>>()?;
+        let rows = rows.iter().enumerate().map(row).collect::<Result<Vec<_>>>()?;
+        if let Some(name) = twice(rows.iter().map(|m| &m.row.name)) {
+            return Err(fail(format!("the row {name} stands there twice")));
+        }
         Ok(Self::new(environment, ceilings, rows))
     }
 
@@ -204,6 +206,54 @@ impl Report {
     }
 }
 
+impl Measured {
+    /// A row of a report's JSON, or what is wrong with it.
+    pub(crate) fn from_json(json: &Value) -> Result<Self, String> {
+        let row: Row = serde_json::from_value(json.clone()).map_err(|e| e.to_string())?;
+        if row.name.is_empty() || row.name.chars().any(char::is_control) {
+            return Err("its name is empty or of more than one line".into());
+        }
+        let there = |name: &str| json.get(name).is_some_and(|value| !value.is_null());
+        let outcome = if there("whole") {
+            let forward = there("forward").then(|| reached(json, "forward")).transpose()?;
+            let whole = reached(json, "whole")?;
+            let saved_bytes =
+                there("saved_bytes").then(|| field(json, "saved_bytes")).transpose()?;
+            Outcome::Timed(Box::new(Times { forward, whole, saved_bytes }))
+        } else if there("failed") {
+            Outcome::Failed { failed: field(json, "failed")? }
+        } else if there("skipped") {
+            Outcome::Skipped { skipped: field(json, "skipped")? }
+        } else {
+            return Err("none of the fields 'whole', 'failed' and 'skipped'".into());
+        };
+        let peers: BTreeMap<String, PeerTime> =
+            there("peers").then(|| field(json, "peers")).transpose()?.unwrap_or_default();
+        if let Some((name, _)) = peers.iter().find(|(_, time)| time.wrong()) {
+            return Err(format!("a time of {name} is not above 0"));
+        }
+        Ok(Self { row, work: field(json, "work")?, outcome, peers })
+    }
+}
+
+/// A pass of a row, with times that can be.
+fn reached(json: &Value, name: &str) -> Result<Reached, String> {
+    let reached: Reached = field(json, name)?;
+    let Timing { ms, p20_ms, p80_ms, .. } = reached.timing;
+    match 0.0 < p20_ms && p20_ms <= ms && ms <= p80_ms && p80_ms.is_finite() {
+        true => Ok(reached),
+        false => Err(format!(
+            "field '{name}': p20_ms is {p20_ms}, ms {ms} and p80_ms {p80_ms}, not above 0 and in rising order"
+        )),
+    }
+}
+
+/// A name that comes twice.
+pub(crate) fn twice<'n>(names: impl IntoIterator<Item = &'n String>) -> Option<&'n String> {
+    let mut seen = BTreeSet::new();
+    names.into_iter().find(|name| !seen.insert(*name))
+}
+
 /// A field of a JSON object as its type, or what is wrong with it.
 fn field<T: DeserializeOwned>(json: &Value, name: &str) -> Result<T, String> {
     let value = json.get(name).ok_or_else(|| format!("no field '{name}'"))?;
@@ -213,5 +263,26 @@ fn field<T: DeserializeOwned>(json: &Value, name: &str) -> Result<T, String> {
 /// A file's JSON.
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("is no JSON: {e}")))
+    let json: Value =
+        serde_json::from_str(&text).map_err(|e| Error::file(path, format!("is no JSON: {e}")))?;
+    match control(&json) {
+        None => Ok(json),
+        Some(text) => Err(Error::file(
+            path,
+            format!("the text {text:?} has control characters, which no bench writes"),
+        )),
+    }
+}
+
+/// A text with characters that would do something to a terminal: any but the ends of lines, which stand in errors.
+fn control(json: &Value) -> Option<&str> {
+    let bad = |text: &&str| text.chars().any(|c| c.is_control() && c != '\n' && c != '\t');
+    match json {
+        Value::String(text) => Some(text.as_str()).filter(bad),
+        Value::Array(all) => all.iter().find_map(control),
+        Value::Object(all) => all
+            .iter()
+            .find_map(|(key, value)| Some(key.as_str()).filter(bad).or_else(|| control(value))),
+        _ => None,
+    }
 }

@@ -3,7 +3,7 @@
 use super::report::{Measured, Outcome, Reached, Report, Times};
 use super::row::{Place, Row};
 use super::work::Work;
-use super::{Ceiling, Precision, SUITES, peers};
+use super::{Ceiling, Precision, peers, suites_of};
 use crate::html::Table;
 
 const MIB: f64 = (1 << 20) as f64;
@@ -127,8 +127,7 @@ pub fn tables(report: &Report) -> Vec<Table> {
         t.saved_bytes.map_or("-".into(), |b| three(b as f64 / MIB))
     });
     tables.extend(fit_table(report));
-    let suites = SUITES.iter().map(|s| s.name);
-    tables.extend(suites.filter_map(|suite| suite_table(report, suite)));
+    tables.extend(suites_of(report).iter().map(|suite| suite_table(report, suite)));
     tables
 }
 
@@ -186,7 +185,7 @@ fn fit_table(report: &Report) -> Option<Table> {
 }
 
 /// Every row of a suite with all that was measured.
-fn suite_table(report: &Report, suite: &str) -> Option<Table> {
+fn suite_table(report: &Report, suite: &str) -> Table {
     let rows: Vec<&Measured> = report.rows.iter().filter(|m| m.row.suite == suite).collect();
     let peers = peers::names(rows.iter().copied());
     let mut head: Vec<String> = [
@@ -226,8 +225,7 @@ fn suite_table(report: &Report, suite: &str) -> Option<Table> {
         cells
     };
     let rows: Vec<_> = rows.into_iter().map(cells).collect();
-    let caption = format!("Suite {suite}");
-    (!rows.is_empty()).then_some(Table { caption, head, rows })
+    Table { caption: format!("Suite {suite}"), head, rows }
 }
 
 fn timed_cells(times: &Times) -> [String; 10] {

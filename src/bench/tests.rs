@@ -34,7 +34,7 @@ fn made_up(rows: &[(&str, f64, f64, f64)]) -> Report {
     let ceilings = Ceilings { copy: rate(1e10), multiply_add: Some(rate(1e11)) };
     let row = |&(name, p20_ms, ms, p80_ms): &(&str, f64, f64, f64)| {
         let row = super::rows(&["ops".into()], Size::Tiny, &format!("^{name}$")).unwrap().remove(0);
-        let wall = Summary { median_ms: ms, p20_ms, p80_ms, best_ms: p20_ms, samples: 9 };
+        let wall = Summary { median_ms: ms, p20_ms, p80_ms, best_ms: p20_ms, samples: 30 };
         let timing =
             Timing { ms, p20_ms, p80_ms, wall, device: None, launches: 2, kernels: vec![] };
         let work = row.work(4);
@@ -181,7 +181,8 @@ fn a_comparison_knows_noise() {
     let c = compare(&new, &old, 0.05);
     assert_eq!(verdicts(&c), [Verdict::Same, Verdict::Same, Verdict::Better]);
     assert!(!c.regressed());
-    assert_eq!(c.changes[0].band, (10.5 / 11.0, 13.0 / 9.0));
+    let (least, most) = c.changes[0].band;
+    assert!((least - 10.5 / 11.0).abs() < 0.01 && (most - 13.0 / 9.0).abs() < 0.01, "{c}");
     let c = compare(&new, &old, 0.02);
     assert_eq!(verdicts(&c), [Verdict::Same, Verdict::Worse, Verdict::Better]);
     assert!(c.regressed() && c.to_string().contains("SLOWER"), "{c}");
@@ -215,8 +216,7 @@ fn peers_stand_beside_the_same_rows_only() {
     let text = line(&report.rows[0], &["X 1.0 (cpu)".into()]);
     assert!(text.contains("3.00 ms, 1.50"), "{text}");
     assert!(page(&report).contains("<th scope=\"col\">X 1.0 (cpu) ms</th>"));
-    let again: Measured =
-        serde_json::from_value(serde_json::to_value(&report.rows[0]).unwrap()).unwrap();
+    let again = Measured::from_json(&serde_json::to_value(&report.rows[0]).unwrap()).unwrap();
     assert_eq!(again.peers, report.rows[0].peers);
 
     let wrong = |r: Result<Peer>| r.unwrap_err().to_string();
@@ -224,6 +224,8 @@ fn peers_stand_beside_the_same_rows_only() {
     assert!(error.contains("peer.json: its times are in f16, ours in f32"), "{error}");
     let error = wrong(peer(&subject, "f32", 0.0));
     assert!(error.contains("linear_4x16_10: a time that is not above 0"), "{error}");
+    let error = wrong(peer(&serde_json::json!({ "op": "sleep" }), "f32", 3.0));
+    assert!(error.contains("peer.json: row 0 (linear_4x16_10): unknown variant"), "{error}");
     let mut other = subject.clone();
     other["rows"] = 5.into();
     let peer = peer(&other, "f32", 3.0).unwrap();
@@ -244,17 +246,59 @@ fn files_that_are_not_ours_are_told() {
         json.pointer_mut(pointer).unwrap().as_object_mut().unwrap().remove(field);
         json.to_string()
     };
+    let with = |pointer: &str, value: serde_json::Value| {
+        let mut json = whole.clone();
+        *json.pointer_mut(pointer).unwrap() = value;
+        json.to_string()
+    };
+    let row = &whole["rows"][0];
     let cases = [
         ("{".to_string(), "is no JSON"),
         ("[]".into(), "no list 'rows'"),
         (without("", "environment"), "no field 'environment'"),
         (without("/environment", "device"), "field 'environment': missing field `device`"),
-        (without("/rows/0", "whole"), "row 0 (adamw_tiny)"),
+        (without("/rows/0", "whole"), "row 0 (adamw_tiny): none of the fields 'whole', 'failed'"),
+        (without("/rows/0", "subject"), "row 0 (adamw_tiny): missing field `subject`"),
+        (without("/rows/0/whole", "p20_ms"), "row 0 (adamw_tiny): field 'whole': missing field"),
+        (with("/rows/0/whole/ms", (-1.0).into()), "row 0 (adamw_tiny): field 'whole': p20_ms is 1"),
+        (with("/rows/0/whole/p20_ms", 0.into()), "not above 0 and in rising order"),
+        (with("/rows/0/name", "a\u{1b}[2Jb".into()), "the text \"a\\u{1b}[2Jb\" has control"),
+        (with("/rows/0/name", "a\nb".into()), "its name is empty or of more than one line"),
+        (with("/rows", serde_json::json!([row, row])), "the row adamw_tiny stands there twice"),
     ];
     for (text, words) in cases {
         std::fs::write(&path, text).unwrap();
         let error = Report::read(&path).unwrap_err().to_string();
         assert!(error.contains("x.json: ") && error.contains(words), "{error}");
+    }
+}
+
+/// A suite of a later version, say: its rows are shown after ours.
+#[test]
+fn rows_of_a_suite_that_only_the_file_knows_are_shown() {
+    let mut report = made_up(&[("linear_4x16_10", 1.0, 1.0, 1.0), ("adamw_tiny", 1.0, 1.0, 1.0)]);
+    report.rows[0].row.suite = "vision".into();
+    assert_eq!(suites_of(&report), ["ops", "vision"]);
+    let captions: Vec<String> = tables(&report).into_iter().map(|t| t.caption).collect();
+    assert_eq!(captions, ["Suite ops", "Suite vision"]);
+    let page = page(&report);
+    for words in
+        ["<th scope=\"row\">linear_4x16_10</th>", "Suite vision: percent", "ops, vision on"]
+    {
+        assert!(page.contains(words), "{words} is not on the page");
+    }
+}
+
+#[test]
+fn only_times_of_one_machine_are_held_against_each_other() {
+    let here = made_up(&[]).environment;
+    let file = std::path::Path::new("old.json");
+    for device in ["cpu", "wgpu:0"] {
+        let here = Environment { device: device.into(), host: "A".into(), ..here.clone() };
+        here.comparable(&here, file).unwrap();
+        let old = Environment { host: "B".into(), ..here.clone() };
+        let error = old.comparable(&here, file).unwrap_err().to_string();
+        assert!(error.contains("old.json: its host is 'B', here it is 'A'"), "{error}");
     }
 }
 

@@ -25,6 +25,9 @@ pub struct Info {
     /// The reader, where it cannot be recognised
     #[arg(long, value_name = "NAME")]
     data_format: Option<String>,
+    /// Show the parts as they are with this domain (hospital, camera, archive; several between commas) held out for the test
+    #[arg(long, value_name = "NAME")]
+    holdout_domain: Option<String>,
     /// Leave out images that cannot be read, and count them
     #[arg(long)]
     skip_bad: bool,
@@ -43,6 +46,9 @@ pub fn data(options: &Options) -> Result<()> {
     config.data.skip_bad = info.skip_bad;
     if let Some(format) = &info.data_format {
         config.data.format.clone_from(format);
+    }
+    if let Some(domain) = &info.holdout_domain {
+        config.data.holdout_domain.clone_from(domain);
     }
     let dataset = images::open(&config)?;
     let split = images::split(&config, &dataset)?;

@@ -48,7 +48,7 @@ pub struct Options {
     /// Leave out images that cannot be read, and count them
     #[arg(long)]
     skip_bad: bool,
-    /// Where results go; RUN_DIR/eval/DATA_SET if not given, with -last, -raw or -f16 where these differ from the run's best
+    /// Where results go; RUN_DIR/eval/DATA_SET if not given, with -last, -raw, -f16 or -cpu where these differ from the run's best
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Print nothing but errors

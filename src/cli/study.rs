@@ -201,7 +201,7 @@ fn engines(options: &Options, study: &Study, folder: &Folder, progress: Progress
 /// Every place of the plan with what stands there.
 fn list(study: &Study, folder: &Folder) -> Result<String> {
     let plan = Plan::new(study)?;
-    let (tasks, outcomes) = gather::tasks(&plan, folder)?;
+    let (tasks, outcomes) = gather::tasks(study, &plan, folder)?;
     let row = |(index, (place, task)): (usize, (&crate::study::plan::Place, &Task))| {
         let stage = match place.stage {
             Stage::Search { rung, place } => format!("search {rung}.{place}"),
@@ -211,6 +211,7 @@ fn list(study: &Study, folder: &Folder) -> Result<String> {
             Task::Void => {
                 ("none".into(), String::new(), "too few of the rung before succeeded".into())
             }
+            Task::Ask => ("to be asked for".into(), String::new(), String::new()),
             Task::Waits(others) => {
                 (format!("waits for {}", others.len()), String::new(), String::new())
             }
@@ -245,7 +246,7 @@ fn list(study: &Study, folder: &Folder) -> Result<String> {
 
 /// Forgets trials that failed.
 fn forget_failed(study: &Study, folder: &Folder) -> Result<()> {
-    let (_, outcomes) = gather::tasks(&Plan::new(study)?, folder)?;
+    let (_, outcomes) = gather::tasks(study, &Plan::new(study)?, folder)?;
     for (id, _) in outcomes.iter().filter(|(_, o)| o.error.is_some()) {
         let Some(_claim) = folder.claim(id)? else { continue };
         folder.forget(id)?;

@@ -126,9 +126,22 @@ fn extras(root: &Path, format: Format) -> Result<HashMap<String, Extra>> {
     };
     let Some(path) = path else { return Ok(HashMap::new()) };
     let table = Table::read(&path, &[id])?;
-    let extra =
-        |row| Extra { group: table.optional(row, group), domain: table.optional(row, domain) };
+    let extra = |row| {
+        let group = table.optional(row, group);
+        let archive = || match (format, &group) {
+            (Format::Isic2019, Some(lesion)) => archive_of(lesion).map(Arc::from),
+            _ => None,
+        };
+        let domain = table.optional(row, domain).or_else(archive);
+        Extra { group, domain }
+    };
     Ok((0..table.len()).map(|row| (table.cell(row, id).to_string(), extra(row))).collect())
+}
+
+/// The archive that a lesion of ISIC 2019 is from: `HAM` of `HAM_0000118`, `BCN` of `BCN_0003884`, `MSK` of `MSK4_0011169`.
+fn archive_of(lesion: &str) -> Option<&str> {
+    let (archive, _) = lesion.split_once('_')?;
+    Some(archive.trim_end_matches(|c: char| c.is_ascii_digit())).filter(|name| !name.is_empty())
 }
 
 struct Reader<'a> {

@@ -1,6 +1,6 @@
 //! Which items train, which choose, which judge: stratified by class, whole groups together, no picture in two parts.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
@@ -23,7 +23,7 @@ pub struct SplitOptions {
     pub official: bool,
     /// Drop pictures that occur twice (same bytes in the file; same pixels for arrays). Reads all the data once.
     pub dedup: bool,
-    /// Make this domain (see [`super::Item::domain`]) the test set: nothing of it is trained on.
+    /// Make this domain (see [`super::Item::domain`]) the test set: nothing of it is trained on. Several are separated by commas.
     pub holdout_domain: Option<String>,
 }
 
@@ -194,7 +194,7 @@ impl Split {
 ///
 /// Errors: `Usage` for shares that make no sense, an unknown domain, or a class with too few items to be in every part.
 pub fn split(dataset: &Dataset, options: &SplitOptions) -> Result<Split> {
-    check(dataset, options)?;
+    check(options)?;
     let mut parts: Vec<Option<Part>> = dataset
         .items
         .iter()
@@ -203,8 +203,8 @@ pub fn split(dataset: &Dataset, options: &SplitOptions) -> Result<Split> {
         })
         .collect();
     let test = match &options.holdout_domain {
-        Some(domain) => {
-            hold_out(dataset, domain, &mut parts);
+        Some(domains) => {
+            hold_out(dataset, &domains_of(dataset, domains)?, &mut parts);
             Part::IdTest
         }
         None => Part::Test,
@@ -233,7 +233,7 @@ pub fn split(dataset: &Dataset, options: &SplitOptions) -> Result<Split> {
     Ok(split)
 }
 
-fn check(dataset: &Dataset, options: &SplitOptions) -> Result<()> {
+fn check(options: &SplitOptions) -> Result<()> {
     let valid = |share: f64| (0.0..1.0).contains(&share);
     if !valid(options.val) || !valid(options.test) || options.val + options.test >= 1.0 {
         let (val, test) = (options.val, options.test);
@@ -241,28 +241,33 @@ fn check(dataset: &Dataset, options: &SplitOptions) -> Result<()> {
             "split shares val = {val}, test = {test}: expected 0 or more each, and less than 1 together"
         )));
     }
-    if let Some(domain) = &options.holdout_domain {
-        let known: std::collections::BTreeSet<&str> =
-            dataset.items.iter().filter_map(|item| item.domain.as_deref()).collect();
-        if !known.contains(domain.as_str()) {
-            let known = if known.is_empty() {
-                "this data set has none".to_string()
-            } else {
-                known.into_iter().collect::<Vec<_>>().join(", ")
-            };
-            return Err(Error::usage(format!(
-                "{}: unknown domain {domain:?} to hold out; known: {known}",
-                dataset.name
-            )));
-        }
-    }
     Ok(())
 }
 
-/// Puts `domain` into `test`, and what the publishers had there from other domains into `id_test`.
-fn hold_out(dataset: &Dataset, domain: &str, parts: &mut [Option<Part>]) {
+/// The domains that `holdout_domain` names: one, even if its name has commas, or several between commas. Errors: `Usage` for one that
+/// the data set does not have.
+fn domains_of<'a>(dataset: &Dataset, holdout_domain: &'a str) -> Result<Vec<&'a str>> {
+    let known: BTreeSet<&str> =
+        dataset.items.iter().filter_map(|item| item.domain.as_deref()).collect();
+    if known.contains(holdout_domain) {
+        return Ok(vec![holdout_domain]);
+    }
+    let asked: Vec<&str> = holdout_domain.split(',').map(str::trim).collect();
+    let Some(unknown) = asked.iter().find(|domain| !known.contains(*domain)) else {
+        return Ok(asked);
+    };
+    let known = match known.is_empty() {
+        true => "this data set has none".to_string(),
+        false => known.into_iter().collect::<Vec<_>>().join(", "),
+    };
+    let name = &dataset.name;
+    Err(Error::usage(format!("{name}: unknown domain {unknown:?} to hold out; known: {known}")))
+}
+
+/// Puts `domains` into `test`, and what the publishers had there from other domains into `id_test`.
+fn hold_out(dataset: &Dataset, domains: &[&str], parts: &mut [Option<Part>]) {
     for (item, part) in dataset.items.iter().zip(parts) {
-        if item.domain.as_deref() == Some(domain) {
+        if item.domain.as_deref().is_some_and(|domain| domains.contains(&domain)) {
             *part = Some(Part::Test);
         } else if *part == Some(Part::Test) {
             *part = Some(Part::IdTest);

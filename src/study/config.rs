@@ -35,6 +35,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use super::optuna::Optuna;
 use super::space::Space;
 use crate::config::{Config, Layers, parse_file, parse_value};
 use crate::models::Spec;
@@ -88,6 +89,9 @@ pub struct Search {
     pub seed: u64,
     /// Keys and what they are drawn from.
     pub space: BTreeMap<String, Space>,
+    /// Ask Optuna for the settings instead of drawing them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub optuna: Option<Optuna>,
 }
 
 /// Which files of weights stay when a trial is done. The numbers always stay.
@@ -195,7 +199,14 @@ fn alpha() -> f64 {
 
 impl Default for Search {
     fn default() -> Self {
-        Self { trials: 1, epochs: Vec::new(), eta: 3, seed: 0, space: BTreeMap::new() }
+        Self {
+            trials: 1,
+            epochs: Vec::new(),
+            eta: 3,
+            seed: 0,
+            space: BTreeMap::new(),
+            optuna: None,
+        }
     }
 }
 
@@ -341,7 +352,14 @@ impl Study {
         if search.epochs.contains(&0) || search.epochs.windows(2).any(|w| w[0] >= w[1]) {
             return fail("epochs must be numbers above 0 that grow, as in [1, 3, 9]");
         }
+        let asks = search.optuna.is_some();
+        if asks && search.trials == 1 {
+            return fail("optuna: trials must be above 1, or there is nothing to ask for");
+        }
         for (key, space) in &search.space {
+            if asks && space.has_lists() {
+                return fail(&format!("space {key:?}: Optuna knows no choice between lists"));
+            }
             for cell in self.cells() {
                 space.check(key, &self.config(cell)?)?;
             }

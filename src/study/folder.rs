@@ -175,6 +175,11 @@ impl Folder {
         Ok(path)
     }
 
+    /// Takes a folder of it for this process; `None` where another has it.
+    pub(super) fn lock_in(&self, dir: &Path) -> Result<Option<Claim>> {
+        lock(dir, ".lock").map(|file| file.map(|file| Claim { _file: file }))
+    }
+
     /// Takes a file of the folder, such as the report, for this process; `None` where another has it.
     pub fn lock(&self, name: &str) -> Result<Option<Claim>> {
         lock(&self.root, name).map(|file| file.map(|file| Claim { _file: file }))

@@ -1,5 +1,6 @@
 //! From the directories of a study's trials to [`Results`].
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -8,7 +9,8 @@ use serde::Deserialize;
 
 use super::config::{Cell, Study};
 use super::folder::{Folder, Outcome};
-use super::plan::{Place, Plan, Stage, Task, Trial};
+use super::optuna;
+use super::plan::{Known, Place, Plan, Stage, Task, Trial};
 use super::results::{DataResults, ModelResults, Results, Run, Scores, Tried};
 use super::space::{Range, Space};
 use crate::models::{self, Spec};
@@ -38,26 +40,31 @@ pub(super) fn summary(dir: &Path) -> Result<Summary> {
     serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))
 }
 
-/// All outcomes of a plan, by id, and what stands at each place.
+/// What stands at each place of a plan, and the outcomes of its trials, by id.
+///
+/// Errors: those of reading the folder's files, and of a config that a setting breaks.
 pub(crate) fn tasks(
+    study: &Study,
     plan: &Plan,
     folder: &Folder,
 ) -> Result<(Vec<Task>, BTreeMap<String, Outcome>)> {
-    let seen = std::cell::RefCell::new(BTreeMap::new());
-    let failed = std::cell::RefCell::new(None);
-    let reached = |id: &str| {
-        if let Some(known) = seen.borrow().get(id) {
-            return Option::<&Outcome>::Some(known).map(Outcome::reached);
-        }
-        let outcome = folder.outcome(id).unwrap_or_else(|e| {
-            failed.borrow_mut().get_or_insert(e);
-            None
-        })?;
-        let reached = outcome.reached();
-        seen.borrow_mut().insert(id.to_owned(), outcome);
-        Some(reached)
+    let seen = RefCell::new(BTreeMap::new());
+    let failed = RefCell::new(None);
+    let keep = |e: Error| {
+        failed.borrow_mut().get_or_insert(e);
     };
-    let tasks = plan.tasks(&reached)?;
+    let reached = |id: &str| {
+        let mut seen = seen.borrow_mut();
+        let known = seen
+            .entry(id.to_owned())
+            .or_insert_with(|| folder.outcome(id).map_err(keep).ok().flatten());
+        known.as_ref().map(Outcome::reached)
+    };
+    let asked = |cell: Cell, number: usize| {
+        let asked = optuna::asked(study, folder, cell, number).map_err(keep).ok().flatten();
+        asked.map(|asked| asked.setting)
+    };
+    let tasks = plan.tasks(&Known { reached: &reached, asked: &asked })?;
     for task in &tasks {
         if let Task::Trial(trial) = task {
             reached(&trial.id);
@@ -65,7 +72,13 @@ pub(crate) fn tasks(
     }
     match failed.into_inner() {
         Some(error) => Err(error),
-        None => Ok((tasks, seen.into_inner())),
+        None => Ok((
+            tasks,
+            seen.into_inner()
+                .into_iter()
+                .filter_map(|(id, outcome)| Some((id, outcome?)))
+                .collect(),
+        )),
     }
 }
 
@@ -78,10 +91,10 @@ pub fn results(
     environment: Vec<(String, String)>,
 ) -> Result<Results> {
     let plan = Plan::new(study)?;
-    let (tasks, outcomes) = tasks(&plan, folder)?;
+    let (tasks, outcomes) = tasks(study, &plan, folder)?;
     let is_open = |task: &&Task| match task {
         Task::Trial(trial) => !outcomes.contains_key(&trial.id),
-        Task::Waits(_) => true,
+        Task::Ask | Task::Waits(_) => true,
         Task::Void => false,
     };
     let reader =

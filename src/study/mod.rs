@@ -13,6 +13,7 @@ pub mod config;
 pub mod engines;
 pub mod folder;
 pub mod gather;
+pub mod optuna;
 pub mod plan;
 pub mod report;
 pub mod results;

@@ -54,6 +54,8 @@ pub struct Trial {
 pub enum Task {
     /// A trial, done or not.
     Trial(Box<Trial>),
+    /// Nothing yet: its setting is to be asked for ([`super::optuna`]).
+    Ask,
     /// Nothing yet: trials at these places decide.
     Waits(Vec<usize>),
     /// Nothing ever: too few trials of the rung before succeeded.
@@ -67,6 +69,14 @@ pub enum Reached {
     Val(f64),
     /// It failed.
     Failed,
+}
+
+/// What a plan depends on beside the study.
+pub struct Known<'a> {
+    /// What became of the trial of an id; `None` where it is not done.
+    pub reached: &'a dyn Fn(&str) -> Option<Reached>,
+    /// The setting that was asked for, for a number of a cell's search; `None` where none was. Only studies that ask need it.
+    pub asked: &'a dyn Fn(Cell, usize) -> Option<Setting>,
 }
 
 /// Every place of a study, in the order in which they are worked on.
@@ -95,14 +105,14 @@ impl<'a> Plan<'a> {
         &self.places
     }
 
-    /// What stands at each place. `reached` says what became of the trial of an id; `None` where it is not done.
+    /// What stands at each place.
     ///
     /// Errors: those of a config that a drawn setting breaks.
-    pub fn tasks(&self, reached: &impl Fn(&str) -> Option<Reached>) -> Result<Vec<Task>> {
+    pub fn tasks(&self, known: &Known) -> Result<Vec<Task>> {
         // Places of a rung stand before those that wait for it.
         let mut tasks = Vec::with_capacity(self.places.len());
         for place in &self.places {
-            let task = match self.setting(*place, &tasks, reached)? {
+            let task = match self.setting(*place, &tasks, known)? {
                 Ok((number, setting)) => {
                     Task::Trial(Box::new(self.trial(*place, number, setting)?))
                 }
@@ -118,13 +128,19 @@ impl<'a> Plan<'a> {
         &self,
         place: Place,
         tasks: &[Task],
-        reached: &impl Fn(&str) -> Option<Reached>,
+        known: &Known,
     ) -> Result<Result<(usize, Setting), Task>> {
         let cell = place.cell;
         let rungs = sizes(self.study, cell)?.len();
         let (before, rank) = match place.stage {
-            Stage::Search { rung: 0, place } => return Ok(Ok((place, self.drawn(cell, place)))),
-            Stage::Seed(_) if rungs == 0 => return Ok(Ok((0, self.drawn(cell, 0)))),
+            Stage::Search { rung: 0, place } => {
+                let drawn = self.drawn(cell, place, known);
+                return Ok(drawn.map(|setting| (place, setting)).ok_or(Task::Ask));
+            }
+            Stage::Seed(_) if rungs == 0 => {
+                let drawn = self.drawn(cell, 0, known);
+                return Ok(drawn.map(|setting| (0, setting)).ok_or(Task::Ask));
+            }
             Stage::Search { rung, place } => (rung - 1, place),
             Stage::Seed(_) => (rungs - 1, 0),
         };
@@ -135,8 +151,8 @@ impl<'a> Plan<'a> {
         for (index, task) in tasks.iter().enumerate().filter(|(i, _)| in_it(&self.places[*i])) {
             match task {
                 Task::Void => {}
-                Task::Waits(_) => waits.push(index),
-                Task::Trial(trial) => match reached(&trial.id) {
+                Task::Ask | Task::Waits(_) => waits.push(index),
+                Task::Trial(trial) => match (known.reached)(&trial.id) {
                     None => waits.push(index),
                     Some(Reached::Failed) => {}
                     Some(Reached::Val(score)) => scores.push((score, trial)),
@@ -152,9 +168,12 @@ impl<'a> Plan<'a> {
         Ok(found.ok_or(Task::Void))
     }
 
-    fn drawn(&self, cell: Cell, number: usize) -> Setting {
+    fn drawn(&self, cell: Cell, number: usize, known: &Known) -> Option<Setting> {
         let search = &self.study.search;
-        draw(search.seed, number, &search.space, self.study.models[cell.model].spec.all())
+        if search.optuna.is_some() {
+            return (known.asked)(cell, number);
+        }
+        Some(draw(search.seed, number, &search.space, self.study.models[cell.model].spec.all()))
     }
 
     fn trial(&self, place: Place, number: usize, setting: Setting) -> Result<Trial> {
@@ -235,6 +254,10 @@ mod tests {
         toml::from_str(&text).unwrap()
     }
 
+    fn tasks_of(plan: &Plan, reached: &dyn Fn(&str) -> Option<Reached>) -> Result<Vec<Task>> {
+        plan.tasks(&Known { reached, asked: &|_, _| None })
+    }
+
     fn trials(tasks: &[Task]) -> Vec<&Trial> {
         let of = |task| match task {
             &Task::Trial(ref trial) => Some(&**trial),
@@ -249,7 +272,7 @@ mod tests {
         let plan = Plan::new(&study).unwrap();
         // Three cells, each 9 + 3 + 1 trials of search and 2 seeds.
         assert_eq!(plan.places().len(), 3 * 15);
-        let tasks = plan.tasks(&|_| None).unwrap();
+        let tasks = tasks_of(&plan, &|_| None).unwrap();
         assert_eq!(trials(&tasks).len(), 27, "the first rungs");
         assert_eq!(tasks[9], Task::Waits((0..9).collect()));
         assert_eq!(tasks[12], Task::Waits((9..12).collect()));
@@ -274,7 +297,7 @@ mod tests {
         let plan = Plan::new(study).unwrap();
         let mut reached = HashMap::new();
         loop {
-            let tasks = plan.tasks(&|id: &str| reached.get(id).copied()).unwrap();
+            let tasks = tasks_of(&plan, &|id: &str| reached.get(id).copied()).unwrap();
             let new: Vec<_> = trials(&tasks)
                 .into_iter()
                 .filter(|t| !reached.contains_key(&t.id))
@@ -333,7 +356,7 @@ mod tests {
     fn a_study_without_a_search_is_its_seeds() {
         let study = study("trials = 1");
         let plan = Plan::new(&study).unwrap();
-        let tasks = plan.tasks(&|_| None).unwrap();
+        let tasks = tasks_of(&plan, &|_| None).unwrap();
         assert_eq!(trials(&tasks).len(), 6);
         assert!(
             check_index(6, plan.places().len())
@@ -352,7 +375,7 @@ mod tests {
             super::super::config::Model { name: "new".into(), ..study.models[0].clone() },
         );
         let ids = |study: &Study| {
-            let tasks = Plan::new(study).unwrap().tasks(&|_| None).unwrap();
+            let tasks = tasks_of(&Plan::new(study).unwrap(), &|_| None).unwrap();
             trials(&tasks).iter().map(|t| t.id.clone()).collect::<Vec<_>>()
         };
         let (before, after) = (ids(&study), ids(&more));

@@ -49,6 +49,11 @@ impl Space {
         }
     }
 
+    /// Whether there are lists to choose from.
+    pub(super) fn has_lists(&self) -> bool {
+        matches!(self, Self::Choice(values) if values.iter().any(|v| v.is_array() || v.is_table()))
+    }
+
     /// Refuses a space that `key` cannot be drawn from.
     pub(super) fn check(&self, key: &str, config: &Config) -> Result<()> {
         let fail =

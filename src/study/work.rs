@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::config::Study;
 use super::folder::{Folder, Outcome};
 use super::gather;
+use super::optuna;
 use super::plan::{Plan, Stage, Task, Trial, describe};
 use super::run::Runner;
 use crate::train::Progress;
@@ -85,14 +86,14 @@ impl Work {
             // All of them are waited for before the first error is told.
             ended.collect::<Vec<_>>().into_iter().collect::<Result<()>>()
         })?;
-        let (tasks, outcomes) = gather::tasks(&shared.plan, folder)?;
+        let (tasks, outcomes) = gather::tasks(study, &shared.plan, folder)?;
         let open =
             tasks.iter().filter(|task| !is_done(task, &|id| outcomes.contains_key(id))).count();
         let failed = outcomes.values().filter(|o| o.error.is_some()).count();
         let judges = shared.plan.places().iter().map(|place| matches!(place.stage, Stage::Seed(_)));
         let lost = |task: &Task| match task {
             Task::Trial(trial) => outcomes.get(&trial.id).is_some_and(|o| o.error.is_some()),
-            Task::Waits(_) => false,
+            Task::Ask | Task::Waits(_) => false,
             Task::Void => true,
         };
         let unjudged = judges.zip(&tasks).filter(|(judges, task)| *judges && lost(task)).count();
@@ -105,7 +106,7 @@ impl Work {
 fn is_done(task: &Task, done: &impl Fn(&str) -> bool) -> bool {
     match task {
         Task::Trial(trial) => done(&trial.id),
-        Task::Waits(_) => false,
+        Task::Ask | Task::Waits(_) => false,
         Task::Void => true,
     }
 }
@@ -165,17 +166,23 @@ impl Shared<'_> {
     fn trials(&self) -> Result<()> {
         let mut rest = REST.0;
         while !self.stop.load(Ordering::Relaxed) {
-            let (tasks, outcomes) = gather::tasks(&self.plan, self.folder)?;
+            let (tasks, outcomes) = gather::tasks(self.study, &self.plan, self.folder)?;
             let done = |id: &str| outcomes.contains_key(id);
+            if self.study.search.optuna.is_some() {
+                optuna::tell(self.study, self.folder, &tasks, |id| outcomes.get(id).cloned())?;
+            }
             let wanted = self.wanted(&tasks);
             if wanted.iter().all(|&index| is_done(&tasks[index], &done)) {
                 return Ok(());
             }
             let mut took = false;
             for index in wanted {
-                let Task::Trial(trial) = &tasks[index] else { continue };
-                if !done(&trial.id) && self.take(index, trial)? {
-                    took = true;
+                took = match &tasks[index] {
+                    Task::Trial(trial) => !done(&trial.id) && self.take(index, trial)?,
+                    Task::Ask => self.ask(index)?,
+                    Task::Waits(_) | Task::Void => false,
+                };
+                if took {
                     break;
                 }
             }
@@ -204,6 +211,17 @@ impl Shared<'_> {
         }
         wanted.sort_unstable();
         wanted
+    }
+
+    /// Asks for the setting of a place; `false` where another worker is asking.
+    fn ask(&self, index: usize) -> Result<bool> {
+        let place = self.plan.places()[index];
+        match place.stage {
+            Stage::Search { place: number, .. } => {
+                optuna::ask(self.study, self.folder, place.cell, number)
+            }
+            Stage::Seed(_) => Ok(false),
+        }
     }
 
     /// Runs a trial; `false` where another worker has it.

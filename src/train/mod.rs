@@ -127,7 +127,7 @@ fn check_split_file(config: &Config) -> Result<()> {
 /// Goes on with the run in `config.output.dir`; `config` is that run's own ([`run_dir::read_config`]), changed at most in
 /// [`crate::config::MAY_CHANGE_ON_RESUME`]. A run that has no checkpoint yet begins again.
 ///
-/// Errors: as [`run`]; `Usage` where the config is another than the run's.
+/// Errors: as [`run`]; `Usage` where the config is another than the run's or ends before where the run stands, and where `last/` is lost.
 pub fn resume(config: &Config, progress: Progress) -> Result<Summary> {
     let start = Instant::now();
     let dir = PathBuf::from(&config.output.dir);
@@ -146,11 +146,12 @@ pub fn resume(config: &Config, progress: Progress) -> Result<Summary> {
     let resumable = checkpoint::recover(&last)?;
     if !resumable {
         check_pretrained(config)?;
+        check_best_alone(&dir)?;
     }
     let split = dir.join(run_dir::SPLIT);
     let parts = Parts::new(config, split.exists().then_some(&*split))?;
     if !resumable {
-        progress.line("no checkpoint yet: the run begins again");
+        progress.line(&format!("no {}/ yet: the run begins again", checkpoint::LAST));
         parts.load_pretrained(config, progress)?;
         return begin(config, progress, &dir, parts, start);
     }
@@ -162,6 +163,7 @@ pub fn resume(config: &Config, progress: Progress) -> Result<Summary> {
             "was written under another config or for other classes than this run has now; restore its config.toml and data",
         ));
     }
+    check_length(config, &state, &dir)?;
     write_config(config, &dir)?;
     // A stop within an epoch left a row and perhaps a best of it. They stand as long as it goes no further.
     if session::goes_on(config, &state) {
@@ -174,6 +176,34 @@ pub fn resume(config: &Config, progress: Progress) -> Result<Summary> {
     let mut session = Session::new(config, progress, &dir, parts, log, state)?;
     session.restore(&last)?;
     finish(session, config, progress, &dir, start)
+}
+
+/// Refuses to begin a run again that has come further than its first epoch, whose best checkpoint is written before its last: only then
+/// may the best stand alone, and is written again with the same bits.
+fn check_best_alone(dir: &Path) -> Result<()> {
+    let best = dir.join(checkpoint::BEST);
+    if !best.join(checkpoint::STATE).exists() || State::load(&best)?.epoch <= 1 {
+        return Ok(());
+    }
+    let (shown, last) = (dir.display(), checkpoint::LAST);
+    Err(Error::usage(format!(
+        "{shown} has {best}/ of a later epoch but no {last}/, which a run goes on from, and beginning again would write over it: restore \
+         {last}/, or start a new run with --config {shown}/{config} --output ANOTHER",
+        best = checkpoint::BEST,
+        config = checkpoint::CONFIG,
+    )))
+}
+
+/// Refuses an end that a run has already passed.
+fn check_length(config: &Config, state: &State, dir: &Path) -> Result<()> {
+    let (epochs, max_steps) = (config.train.epochs as u64, config.train.max_steps);
+    let begun = state.epoch + u64::from(state.epoch_step > 0);
+    let passed = match (epochs < begun, max_steps > 0 && max_steps < state.step) {
+        (true, _) => format!("--epochs {epochs}: {} has begun epoch {begun}", dir.display()),
+        (_, true) => format!("--max-steps {max_steps}: {} has done {}", dir.display(), state.step),
+        _ => return Ok(()),
+    };
+    Err(Error::usage(format!("{passed}; give as many or more, or leave the option out")))
 }
 
 /// Writes the first files of a run and trains it from the beginning.

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::data::{Dataset, Part, Split};
 use crate::io::{paths, safetensors};
 use crate::models::{Load, Model, Spec};
-use crate::{Error, Result};
+use crate::{Device, Error, Result};
 
 /// What to score, and on what.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ pub struct Score {
     /// where there is none, or where the run sealed it), and all images of other data.
     pub part: Option<String>,
     /// Where results go; `None` for a folder below `eval/` in the run directory: named after the data set and what is not as in
-    /// `eval --checkpoint RUN` (`-last`, `-raw`, `-f16`), and numbered where one of that name has results of other data.
+    /// `eval --checkpoint RUN` (`-last`, `-raw`, `-f16`, `-cuda-0`), and numbered where one of that name has results of other data.
     pub output: Option<PathBuf>,
 }
 
@@ -81,8 +81,8 @@ impl Score {
     /// Scores the checkpoint and writes `predictions_<part>.csv`, `confusion_<part>.svg` and `metrics_<part>.json`, and what they are
     /// of as `eval.json`.
     ///
-    /// Errors: `Usage` for data whose classes the model does not know or a part that is empty; `File` where the weights do
-    /// not fit; those of data, device and files.
+    /// Errors: `Usage` for data whose classes the model does not know, a part that is empty, or the run's own data where `split.csv` does
+    /// not tell their parts; `File` where the weights do not fit; those of data, device and files.
     pub fn run(&self, progress: Progress) -> Result<Scored> {
         let checkpoint = find(&self.checkpoint)?;
         let state = State::load(&checkpoint)?;
@@ -96,7 +96,8 @@ impl Score {
         let dataset = Arc::new(images::open(config)?);
         let label_of = class_map(&dataset, &state.classes)?;
         let run = run_dir::of(&checkpoint);
-        let (part, items) = self.items(&dataset, &run.join(run_dir::SPLIT))?;
+        let trained = Config::load(&checkpoint.join(checkpoint::CONFIG))?;
+        let (part, items, note) = self.items(&dataset, &run.join(run_dir::SPLIT), &trained)?;
         let size = (config.data.img_size, config.data.img_size);
         let model = Model::build(&spec, state.classes.len(), size, &device, config.train.seed)?;
         let weights = checkpoint::weights(&checkpoint, self.raw_weights)?;
@@ -107,6 +108,7 @@ impl Score {
             progress.line(AVERAGED);
         }
         progress.line(&format!("data      {}: {} images ({part})", config.data.path, loader.len()));
+        note.iter().for_each(|note| progress.line(&format!("          {note}")));
         progress.line(&format!("device    {}", device.name()));
         // Plain cross-entropy: weights and smoothing belong to training.
         let loss = LossOptions::default();
@@ -119,7 +121,8 @@ impl Score {
             progress,
         };
         let evaluation = evaluator.run(&part, &loader, |label| label_of[label as usize])?;
-        let (name, subject) = self.subject(&checkpoint, &weights, &dataset.name)?;
+        let device = (device.name(), self.is_of(&trained, &device));
+        let (name, subject) = self.subject(&checkpoint, &weights, &dataset.name, &trained, device);
         let dir = self.output.clone().unwrap_or_else(|| folder(&run.join("eval"), &name, &subject));
         std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
         write_json(&dir.join(SUBJECT), &subject)?;
@@ -130,44 +133,75 @@ impl Score {
         Ok(Scored { dir, metrics })
     }
 
-    /// A name for the folder of results, and what they are of.
-    fn subject(&self, checkpoint: &Path, weights: &Path, data: &str) -> Result<(String, Value)> {
+    /// Whether this is the device that the run was trained on, as far as this machine has it.
+    fn is_of(&self, trained: &Config, device: &Device) -> bool {
+        let was = &trained.train.device;
+        *was == self.config.train.device
+            || Device::new(was).is_ok_and(|d| d.name() == device.name())
+    }
+
+    /// A name for the folder of results, and what they are of. `device`: its name, and whether it is the run's own.
+    fn subject(
+        &self,
+        checkpoint: &Path,
+        weights: &Path,
+        data: &str,
+        trained: &Config,
+        (device, own): (&str, bool),
+    ) -> (String, Value) {
         let precision = self.config.train.precision;
-        let trained = Config::load(&checkpoint.join(checkpoint::CONFIG))?.train.precision;
         let raw = checkpoint.join(checkpoint::EMA).exists() && !weights.ends_with(checkpoint::EMA);
         let mut name = run_dir::file_name(data);
         for (differs, how) in [
             (checkpoint.ends_with(checkpoint::LAST), checkpoint::LAST),
             (raw, "raw"),
-            (precision != trained, precision.dtype().suffix()),
+            (precision != trained.train.precision, precision.dtype().suffix()),
+            (!own, &run_dir::file_name(device)),
         ] {
             if differs {
                 name += &format!("-{how}");
             }
         }
-        // One data set may be given by several paths, and several may have one name.
-        let path = Path::new(&self.config.data.path);
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
         let file_name = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned());
         let subject = json!({
             "checkpoint": file_name(checkpoint),
             "weights": file_name(weights),
             "precision": precision.dtype().suffix(),
-            "data": path.to_string_lossy(),
+            "device": device,
+            "data": place(&self.config.data.path).to_string_lossy(),
         });
-        Ok((name, subject))
+        (name, subject)
     }
 
-    /// Name and items of the part to score.
+    /// Name and items of the part to score, and what is to be said of them.
     ///
     /// The run's own split decides wherever it knows the data, under whatever path they are given, so that images that the
-    /// model was trained on are not scored by mistake.
-    fn items(&self, dataset: &Dataset, split: &Path) -> Result<(String, Vec<usize>)> {
-        let own = if split.exists() { Split::read(dataset, split).ok() } else { None };
-        let all = || ("all".to_owned(), (0..dataset.len()).collect());
-        let (split, asked) = match (own, self.part.as_deref()) {
-            (_, Some("all")) => return Ok(all()),
-            (None, None) => return Ok(all()),
+    /// model was trained on are not scored by mistake. Of the run's own data it must know the parts, unless all are asked for.
+    fn items(
+        &self,
+        dataset: &Dataset,
+        file: &Path,
+        trained: &Config,
+    ) -> Result<(String, Vec<usize>, Option<String>)> {
+        let all = |note| ("all".to_owned(), (0..dataset.len()).collect(), note);
+        if self.part.as_deref() == Some("all") {
+            return Ok(all(None));
+        }
+        let (split, note) = match own_split(dataset, file) {
+            Ok(split) => (Some(split), None),
+            Err(why) if place(&self.config.data.path) == place(&trained.data.path) => {
+                let message = format!(
+                    "{why}; without it nobody knows which images the model was trained on: restore the file, or score every image by \
+                     --split all"
+                );
+                return Err(Error::usage(message));
+            }
+            Err(why) => (None, Some(why)),
+        };
+        let (split, asked) = match (split, self.part.as_deref()) {
+            (None, None) => {
+                return Ok(all(note.map(|why| format!("all images, for {why}"))));
+            }
             (Some(split), None) => {
                 let sealed = self.config.data.seal_test;
                 let part = if sealed || split.test.is_empty() { Part::Val } else { Part::Test };
@@ -187,8 +221,26 @@ impl Score {
                 dataset.name
             )));
         }
-        Ok((asked.to_owned(), items))
+        let note = note.map(|why| format!("split anew, for {why}"));
+        Ok((asked.to_owned(), items, note))
     }
+}
+
+/// The run's split of these data, or why there is none.
+fn own_split(dataset: &Dataset, file: &Path) -> Result<Split, String> {
+    if !file.exists() {
+        return Err(format!("{} is missing", file.display()));
+    }
+    let split = Split::read(dataset, file).map_err(|e| e.to_string())?;
+    match Part::ALL.into_iter().all(|part| split.part(part).is_empty()) {
+        true => Err(format!("{} lists no images", file.display())),
+        false => Ok(split),
+    }
+}
+
+/// Where data lie: one data set may be given by several paths, and several may have one name.
+fn place(data: &str) -> PathBuf {
+    Path::new(data).canonicalize().unwrap_or_else(|_| data.into())
 }
 
 /// The folder of that name which has results of this subject already, or else the first that is not there yet.

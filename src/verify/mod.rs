@@ -47,6 +47,9 @@ pub struct Options {
     /// Only this op
     #[arg(long, value_name = "NAME")]
     pub op: Option<String>,
+    /// Stop at the first case that fails
+    #[arg(long)]
+    pub fail_fast: bool,
     /// Also write the outcome as JSON to this file
     #[arg(long, value_name = "OUT")]
     pub json: Option<PathBuf>,
@@ -124,6 +127,25 @@ pub fn run_ops(
         paths::check_output("--json", path)?;
     }
     let (devices, mut outcome) = open_devices(options)?;
+    run_cases(ops, &files, options, &devices, &mut outcome, progress)?;
+    if let Some(path) = &options.json {
+        std::fs::write(path, format!("{:#}\n", outcome.to_json()))
+            .map_err(|e| Error::io(path, e))?;
+    }
+    Ok(outcome)
+}
+
+/// The built-in cases, then those of the files, until the first failure where that is enough.
+fn run_cases(
+    ops: &[&'static OpSpec],
+    files: &[PathBuf],
+    options: &Options,
+    devices: &[Device],
+    outcome: &mut Outcome,
+    progress: &mut dyn FnMut(&str),
+) -> Result<()> {
+    let only = options.op.as_deref();
+    let enough = |outcome: &Outcome| options.fail_fast && outcome.failures().next().is_some();
     let wanted = |spec: &&OpSpec| !options.no_builtin && only.is_none_or(|op| op == spec.name);
     for precision in precisions(&options.precision)? {
         // A device without 16-bit kernels has nothing to try then; the table says so by a dash.
@@ -135,21 +157,23 @@ pub fn run_ops(
                 let able = |d: &&Device| (case.able)(d.caps());
                 let devices: Vec<Device> = devices.iter().filter(able).cloned().collect();
                 match Trial::built_in(spec, &case, precision) {
-                    Ok(trial) => try_on(&devices, &Subject::Op(trial), &mut outcome),
+                    Ok(trial) => try_on(&devices, &Subject::Op(trial), outcome),
                     Err(e) => outcome.records.push(broken(spec.name, &case.label, &e)),
+                }
+                if enough(outcome) {
+                    return Ok(());
                 }
             }
         }
     }
-    for file in &files {
+    for file in files {
         progress(&file.display().to_string());
-        check_file(file, ops, only, &devices, &mut outcome);
+        check_file(file, ops, only, devices, outcome);
+        if enough(outcome) {
+            break;
+        }
     }
-    if let Some(path) = &options.json {
-        std::fs::write(path, format!("{:#}\n", outcome.to_json()))
-            .map_err(|e| Error::io(path, e))?;
-    }
-    Ok(outcome)
+    Ok(())
 }
 
 /// The types of a list with commas; all for an empty one.

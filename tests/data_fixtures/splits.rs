@@ -86,6 +86,47 @@ fn splits_are_stratified_seeded_and_the_same_when_read_back() {
     assert_says(&broken("train,", "drain,"), &["split.csv", "line 2", "drain"]);
 }
 
+/// What a study judges by: a test from elsewhere, one from the training's own domains, and a validation part that knows nothing of the
+/// domain held out, whatever the publishers gave.
+#[test]
+fn a_domain_held_out_is_the_test_and_nothing_else() {
+    use Part::{Test, Train, Val};
+    let domains = ["a", "b", "c", "d, e"];
+    let items = |official: &dyn Fn(usize) -> Option<Part>| {
+        let one = |index: usize| Item {
+            domain: Some(domains[index % 4].into()),
+            ..item(index, (index / 4 % 2) as u32, official(index))
+        };
+        (0..160).map(one).collect::<Vec<_>>()
+    };
+    let set = |items: Vec<Item>| flat((0..160).map(|index| index as u8).collect(), items);
+    let published = [Train, Train, Train, Val, Test];
+    let shapes: [&dyn Fn(usize) -> Option<Part>; 4] = [
+        &|_| None,
+        &|index| Some(published[index / 8 % 5]),
+        &|index| Some(if index % 4 == 1 { Val } else { Train }), // all validation pictures are of domain b
+        &|index| Some(if index % 4 == 1 { Test } else { Train }),
+    ];
+    for official in shapes {
+        let set = set(items(official));
+        for (asked, held_out) in [("b", &["b"][..]), ("c, b", &["b", "c"]), ("d, e", &["d, e"])] {
+            let options =
+                SplitOptions { holdout_domain: Some(asked.into()), ..SplitOptions::default() };
+            let split = data::split(&set, &options).unwrap();
+            let away =
+                |index: &usize| held_out.contains(&set.items[*index].domain.as_deref().unwrap());
+            assert!(split.test.iter().all(away), "{asked}: {:?}", split.test);
+            assert_eq!(split.test.len(), 40 * held_out.len());
+            assert!(!split.learnt_from().iter().chain(&split.id_test).any(away), "{asked}");
+            for part in [Train, Val, Part::IdTest] {
+                let counts = set.class_counts(split.part(part).iter().copied());
+                assert!(counts.iter().all(|&count| count > 0), "{asked}: {}", part.name());
+            }
+            assert_eq!(split.learnt_from().len() + split.id_test.len() + split.test.len(), 160);
+        }
+    }
+}
+
 #[test]
 fn shares_classes_and_domains_that_do_not_fit() {
     let dir = TempDir::new().unwrap();
