@@ -161,6 +161,12 @@ fn studies_that_are_not_whole() {
     fewer.datasets[0].models[1].runs.truncate(4);
     let words = verdict::study(&fewer, &compare(&fewer)).lines().join("\n");
     assert!(words.contains("than the 10 planned: GA on made up has 4."), "{words}");
+    let mut hopeless = whole.clone();
+    let model = &mut hopeless.datasets[0].models[1];
+    model.runs.clear();
+    model.winner = None;
+    let words = verdict::study(&hopeless, &compare(&hopeless)).lines().join("\n");
+    assert!(words.contains("No setting of the search could be trained to its end: GA"), "{words}");
     // Some failed.
     let mut failed = whole.clone();
     for run in failed.datasets[0].models[1].runs.iter_mut().take(3) {

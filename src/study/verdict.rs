@@ -186,7 +186,7 @@ fn difference(results: &Results, c: &Comparison, size: bool) -> String {
 
 /// Everything that makes the study less than was planned.
 fn gaps(results: &Results, findings: &Findings) -> Vec<String> {
-    let (mut failures, mut fewer) = (Vec::new(), Vec::new());
+    let (mut failures, mut fewer, mut hopeless) = (Vec::new(), Vec::new(), Vec::new());
     for data in &results.datasets {
         for model in &data.models {
             let failed = model.runs.iter().filter(|run| run.scores.is_err()).count();
@@ -194,7 +194,9 @@ fn gaps(results: &Results, findings: &Findings) -> Vec<String> {
             if failed > 0 {
                 failures.push(format!("{failed} of {planned} seeds of {here}"));
             }
-            if model.runs.len() < planned {
+            if model.winner.is_none() && results.open == 0 {
+                hopeless.push(here);
+            } else if model.runs.len() < planned {
                 fewer.push(format!("{here} has {}", model.runs.len()));
             }
         }
@@ -204,6 +206,12 @@ fn gaps(results: &Results, findings: &Findings) -> Vec<String> {
         all.push(format!(
             "Seeds that failed, so that the numbers are of the others alone: {}.",
             failures.join("; ")
+        ));
+    }
+    if !hopeless.is_empty() {
+        all.push(format!(
+            "No setting of the search could be trained to its end: {}.",
+            hopeless.join("; ")
         ));
     }
     if !fewer.is_empty() {

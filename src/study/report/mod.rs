@@ -130,10 +130,11 @@ fn search(results: &Results, dir: &Path) -> Vec<Block> {
     let (drawn, epochs) = &results.search;
     let rungs: Vec<String> = epochs.iter().map(|e| e.to_string()).collect();
     let mut blocks = vec![Block::Text(format!(
-        "For each model on each data set {drawn} {} drawn at random, the same for all models, and trained by successive halving: all for \
-         the first number of epochs, the best by validation balanced accuracy anew for the next ({} epochs). The best of the last rung \
-         won. Model strings, where a model names several, were searched too.",
-        if *drawn == 1 { "setting was" } else { "settings were" },
+        "Each model on each data set had the same budget: {drawn} {}, drawn at random and the same for all models, unless study.toml has them \
+         asked of Optuna. Successive halving: all of them were trained for the first number of epochs, the best by validation balanced \
+         accuracy anew for the next ({} epochs). The best of the last rung won. Model strings, where a model names several, were searched \
+         too.",
+        if *drawn == 1 { "setting" } else { "settings" },
         rungs.join(", ")
     ))];
     match results.space.is_empty() {
