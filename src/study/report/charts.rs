@@ -138,6 +138,9 @@ fn mean_curve(runs: &[Vec<(f64, f64)>]) -> Vec<(f64, f64)> {
     (0..shortest).filter_map(at).collect()
 }
 
+/// What a model costs, where it is known.
+type Cost<'a> = &'a dyn Fn(&ModelResults) -> Option<f64>;
+
 /// What accuracy costs: FLOP of an image, and milliseconds of a step.
 pub(super) fn costs(results: &Results, findings: &Findings) -> Vec<Block> {
     let mut charts = Vec::new();
@@ -145,7 +148,7 @@ pub(super) fn costs(results: &Results, findings: &Findings) -> Vec<Block> {
         let Some(judged) = JUDGED.into_iter().find(|j| j.part(data).is_some()) else { continue };
         let flop = |m: &ModelResults| Some(1e-9 * m.flop).filter(|f| *f > 0.0);
         let step = |m: &ModelResults| median(m, |s| s.step_ms);
-        let of: [(&str, &str, &dyn Fn(&ModelResults) -> Option<f64>); 2] = [
+        let of: [(&str, &str, Cost); 2] = [
             ("GFLOP an image", "GFLOP of an image's forward pass, logarithmic", &flop),
             ("ms a step", "ms of a training step, logarithmic", &step),
         ];
