@@ -242,3 +242,65 @@ fn what_cannot_run_is_said_before_any_trial() {
         assert!(!place.folder.join("trials").exists(), "{expected}");
     }
 }
+
+/// Needs Optuna's program, by name in `ATTN2D_OPTUNA` or on the path. Where it is not there the test says so; with `ATTN2D_DEMAND_OPTUNA` it
+/// fails.
+#[test]
+fn settings_asked_of_optuna() {
+    let program = std::env::var("ATTN2D_OPTUNA").unwrap_or_else(|_| "optuna".into());
+    let there = Command::new(&program).arg("--version").output().is_ok_and(|o| o.status.success());
+    if !there {
+        assert!(std::env::var_os("ATTN2D_DEMAND_OPTUNA").is_none(), "no Optuna at {program:?}");
+        eprintln!(
+            "SKIPPED: no Optuna at {program:?} (pip install optuna, or ATTN2D_OPTUNA=path/to/optuna)"
+        );
+        return;
+    }
+    let place = place(STUDY);
+    let command = format!("search.optuna.command={program}");
+    let words = [
+        "--only",
+        "GA",
+        "--set",
+        &command,
+        "--set",
+        "search.trials=2",
+        "--set",
+        "seeds=2",
+        "--set",
+        "models.GA.baseline=GA",
+    ];
+    let list = succeeds(&study(&place, &[&words[..], &["--list"]].concat()));
+    assert_eq!(list.matches("to be asked for").count(), 2, "{list}");
+    // Killed at some point between asking, training and telling.
+    let mut child = start(&place, &words);
+    std::thread::sleep(Duration::from_millis(4500));
+    child.kill().expect("killed");
+    child.wait().expect("gone");
+    let said = succeeds(&study(&place, &words));
+    assert!(said.contains("0 failed, 0 open"), "{said}");
+    let storage = format!("sqlite:///{}", place.folder.join("optuna.db").display());
+    let output = Command::new(&program)
+        .args([
+            "trials",
+            "--storage",
+            &storage,
+            "--study-name",
+            "tiny / long range / GA",
+            "--format",
+            "json",
+        ])
+        .output()
+        .expect("Optuna");
+    let trials: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let complete: Vec<f64> = trials
+        .iter()
+        .filter(|t| t["state"] == "COMPLETE")
+        .map(|t| t["value"].as_f64().expect("a value"))
+        .collect();
+    assert_eq!(complete.len(), 2, "{trials:?}");
+    let list = succeeds(&study(&place, &[&words[..], &["--list"]].concat()));
+    for value in complete {
+        assert!(list.contains(&format!("done {value:.3}")), "{value} in {list}");
+    }
+}

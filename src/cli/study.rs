@@ -38,6 +38,9 @@ pub struct Options {
     /// Change a value of the file: seeds=3, search.trials=9, config.data.img_size=64, datasets.NAME.config.data.path=PATH
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Only this model, and the one that it is compared with; may be given several times
+    #[arg(long, value_name = "MODEL")]
+    only: Vec<String>,
     /// Show every trial and how far it is, and run none
     #[arg(long, conflicts_with_all = ["index", "report", "retry_failed"])]
     list: bool,
@@ -83,7 +86,7 @@ pub fn study(options: &Options) -> Result<bool> {
         &options.config,
         "a study's TOML file such as configs/quick.toml",
     )?;
-    let study = Study::load(&options.config, &options.set)?;
+    let study = Study::load(&options.config, &options.set)?.only(&options.only)?;
     let root = options.output.clone().unwrap_or_else(|| PathBuf::from(&study.output));
     paths::check_output_folder("--output", &root)?;
     let folder = Folder::new(root);
@@ -160,6 +163,7 @@ fn environment(study: &Study, device: Option<&str>) -> Result<Vec<(String, Strin
 fn engines(options: &Options, study: &Study, folder: &Folder, progress: Progress) -> Result<()> {
     let mut words: Vec<String> =
         options.set.iter().flat_map(|set| ["--set".into(), set.clone()]).collect();
+    words.extend(options.only.iter().flat_map(|name| ["--only".into(), name.clone()]));
     words.extend(options.device.iter().flat_map(|device| ["--device".to_owned(), device.clone()]));
     // A task is started in a directory that this program does not know.
     let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io(path, e));

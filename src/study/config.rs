@@ -33,11 +33,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
+use toml::Table;
 
 use super::optuna::Optuna;
 use super::space::Space;
-use crate::config::{Config, Layers, parse_file, parse_value};
+use crate::config::{Config, Layers, parse_file};
 use crate::models::Spec;
 use crate::{Error, Result};
 
@@ -156,39 +156,6 @@ impl OneOrMore {
     }
 }
 
-/// The place in a study of a dotted key; an entry of a list goes by its name.
-fn slot<'a>(value: &'a mut Value, key: &str) -> Result<&'a mut Value, String> {
-    match value {
-        Value::Table(table) => match key.split_once('.') {
-            // Its keys are a run's, dots and all.
-            Some(("space", rest)) => {
-                match table.entry("space").or_insert_with(|| Value::Table(Table::new())) {
-                    Value::Table(space) => Ok(space.entry(rest).or_insert(Value::Boolean(false))),
-                    _ => Err("space is no table".into()),
-                }
-            }
-            Some((first, rest)) if !table.contains_key(key) => {
-                slot(table.entry(first).or_insert_with(|| Value::Table(Table::new())), rest)
-            }
-            _ => Ok(table.entry(key).or_insert(Value::Boolean(false))),
-        },
-        Value::Array(entries) => {
-            let name = |entry: &Value| {
-                entry.get("name").and_then(Value::as_str).unwrap_or_default().to_owned()
-            };
-            let names: Vec<String> = entries.iter().map(name).collect();
-            let rest_of =
-                |name: &String| Some(key.strip_prefix(name.as_str())?.strip_prefix('.')?.len());
-            let found = names.iter().position(|name| rest_of(name).is_some());
-            let index = found.ok_or_else(|| {
-                format!("{key:?} begins with none of the names {}", names.join(", "))
-            })?;
-            slot(&mut entries[index], &key[names[index].len() + 1..])
-        }
-        _ => Err(format!("there is no key {key:?} below a value")),
-    }
-}
-
 fn seeds() -> usize {
     10
 }
@@ -233,18 +200,6 @@ impl Study {
         let blame = |e: Error| Error::usage(format!("{}: {e}", path.display()));
         study.check().map_err(blame)?;
         Ok(study)
-    }
-
-    /// The study with one value changed.
-    fn with(&self, assignment: &str) -> Result<Self> {
-        let blame =
-            |message: &str| Error::usage(format!("--set {assignment}: {}", message.trim_end()));
-        let (key, text) =
-            assignment.split_once('=').ok_or_else(|| blame("expected key=value, as in seeds=3"))?;
-        let mut value = Value::try_from(self).map_err(|e| blame(&e.to_string()))?;
-        *slot(&mut value, key.trim()).map_err(|message| blame(&message))? =
-            parse_value(text.trim()).unwrap_or_else(|| Value::String(text.trim().to_owned()));
-        Self::deserialize(value).map_err(|e| blame(e.message()))
     }
 
     /// Every model on every data set that it is for, data set after data set.
@@ -369,14 +324,14 @@ impl Study {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const GOOD: &str = "name = \"s t\"\n[config.train]\nepochs = 3\n[[datasets]]\nname = \"d\"\nconfig.data = { img_size = 48 }\n\
+    pub(in crate::study) const GOOD: &str = "name = \"s t\"\n[config.train]\nepochs = 3\n[[datasets]]\nname = \"d\"\nconfig.data = { img_size = 48 }\n\
                         [[models]]\nname = \"plain\"\nspec = \"resnet18\"\nconfig.optim = { lr = 0.5 }\n\
                         [[models]]\nname = \"ga\"\nspec = [\"resnet18+ga@4\", \"resnet18+ga@3\"]\n";
 
-    fn load(text: &str) -> Result<Study> {
+    pub(in crate::study) fn load(text: &str) -> Result<Study> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("study.toml");
         std::fs::write(&path, text).unwrap();
@@ -394,43 +349,6 @@ mod tests {
         assert_eq!(study.baseline(cells[0]), None);
         assert_eq!(study.baseline(cells[1]), Some(cells[0]));
         assert_eq!(study.rungs(cells[0]).unwrap(), [3]);
-    }
-
-    #[test]
-    fn assignments_reach_every_part() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("study.toml");
-        std::fs::write(&path, format!("{GOOD}[search.space]\n\"optim.lr\" = [0.1]\n")).unwrap();
-        let load = |words: &[&str]| {
-            Study::load(&path, &words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>())
-        };
-        let study = load(&[
-            "seeds=3",
-            "search.epochs=[1, 2]",
-            "search.space.optim.lr=[0.5]",
-            "config.train.batch_size = 8",
-            "datasets.d.config.data.path=some/where",
-            "models.ga.spec=resnet34",
-        ])
-        .unwrap();
-        assert_eq!((study.seeds, &*study.search.epochs), (3, &[1, 2][..]));
-        assert_eq!(study.search.space["optim.lr"], Space::Choice(vec![Value::Float(0.5)]));
-        let config = study.config(study.cells()[1]).unwrap();
-        assert_eq!(
-            (config.train.batch_size, &*config.data.path, &*config.model.name),
-            (8, "some/where", "resnet34")
-        );
-        for (word, expected) in [
-            ("seeds", "--set seeds: expected key=value"),
-            ("sedes=3", "--set sedes=3: unknown field `sedes`"),
-            ("seeds=many", "--set seeds=many: invalid type"),
-            ("seeds.x=1", "there is no key \"x\" below a value"),
-            ("datasets.e.config.data.path=x", "none of the names d"),
-            ("config.data.pth=x", "unknown key `data.pth`"),
-        ] {
-            let error = load(&[word]).expect_err(word).to_string();
-            assert!(error.contains(expected), "{word}: {error}");
-        }
     }
 
     #[test]

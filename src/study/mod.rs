@@ -10,6 +10,7 @@
 pub mod answers;
 pub mod compare;
 pub mod config;
+mod edit;
 pub mod engines;
 pub mod folder;
 pub mod gather;
