@@ -203,7 +203,7 @@ fn an_evaluation_without_the_split_of_the_run_says_so() {
     let split = dir.join("run/split.csv");
     let (code, said) = eval(&["--data", "other"]);
     assert!(code == Some(0) && said.contains("4 images (all)"), "{said}");
-    assert!(said.contains("all images, for run/split.csv:2: unknown id"), "{said}");
+    assert!(said.contains("all images, for run/split.csv: line 2: unknown id"), "{said}");
     for (text, why) in [
         (None, "run/split.csv is missing"),
         (Some(""), "run/split.csv"),
