@@ -304,3 +304,26 @@ fn settings_asked_of_optuna() {
         assert!(list.contains(&format!("done {value:.3}")), "{value} in {list}");
     }
 }
+
+#[test]
+fn the_studies_that_come_with_the_program_are_sound() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&folder).expect("configs") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        if name == "default" {
+            continue; // settings of a run
+        }
+        let output = Command::new(env!("CARGO_BIN_EXE_attn2d"))
+            .arg("study")
+            .arg(&path)
+            .arg("--list")
+            .output();
+        let list = succeeds(&output.expect("the program starts"));
+        assert!(list.lines().count() > 100, "{name}: {list}");
+        names.push(name);
+    }
+    names.sort();
+    assert_eq!(names, ["camelyon17", "isic2017", "medmnist", "pcam", "quick"]);
+}
