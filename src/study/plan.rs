@@ -259,10 +259,12 @@ mod tests {
     }
 
     fn trials(tasks: &[Task]) -> Vec<&Trial> {
-        let of = |task| match task {
-            &Task::Trial(ref trial) => Some(&**trial),
-            _ => None,
-        };
+        fn of(task: &Task) -> Option<&Trial> {
+            match task {
+                Task::Trial(trial) => Some(trial),
+                _ => None,
+            }
+        }
         tasks.iter().filter_map(of).collect()
     }
 
