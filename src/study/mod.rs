@@ -31,4 +31,6 @@ pub use work::{Work, Worked};
 #[cfg(test)]
 mod compare_tests;
 #[cfg(test)]
+mod config_tests;
+#[cfg(test)]
 mod example_tests;
