@@ -222,6 +222,39 @@ fn a_trial_that_fails_is_written_down_and_the_rest_goes_on() {
     assert!(hopeless.folder.join("report.html").exists());
 }
 
+#[cfg(unix)]
+#[test]
+fn a_full_disk_stops_a_study_and_counts_against_no_model() {
+    let place = place(STUDY);
+    // No file may grow beyond 8 KiB, less than a checkpoint: every write past it fails, as on a full disk.
+    let program = env!("CARGO_BIN_EXE_attn2d");
+    let (config, folder) = (&place.config, &place.folder);
+    let line = format!(
+        "trap '' XFSZ; ulimit -f 16; exec {program:?} study {config:?} --output {folder:?}"
+    );
+    let output = Command::new("sh").args(["-c", &line]).output().expect("sh");
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("File too large") && error.contains("no fault of the model"), "{error}");
+    let said = succeeds(&study(&place, &[]));
+    assert!(said.contains("18 trials run, 0 failed, 0 open"), "{said}");
+}
+
+#[test]
+fn a_damaged_split_is_not_used() {
+    let place = place(STUDY);
+    succeeds(&study(&place, &["--index", "0"]));
+    let data = fs::read_dir(place.folder.join("data")).expect("data").next().expect("one");
+    let split = data.expect("an entry").path().join("split.csv");
+    let text = fs::read_to_string(&split).expect("a split");
+    let lines: Vec<&str> = text.lines().collect();
+    fs::write(&split, lines[..40].join("\n") + "\n").expect("cut");
+    let output = study(&place, &["--index", "1"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("split.csv: lists 39 images of 90: it is damaged"), "{error}");
+}
+
 #[test]
 fn what_cannot_run_is_said_before_any_trial() {
     let with = |from: &str, to: &str| STUDY.replacen(from, to, 1);

@@ -54,16 +54,16 @@ pub struct Options {
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
     /// Write the report of what is there, and run none
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["index", "retry_failed"])]
     report: bool,
     /// Run trials again that failed
     #[arg(long)]
     retry_failed: bool,
     /// Write an array job for Slurm's sbatch, and run nothing
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["list", "index", "report"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["list", "index", "report", "retry_failed"])]
     slurm: Option<PathBuf>,
     /// Write an Indexed Job for kubectl, and run nothing; paths in it are those of the volume, mounted at /study
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["list", "index", "report", "slurm"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["list", "index", "report", "retry_failed", "slurm"])]
     k8s: Option<PathBuf>,
     /// With --k8s: the image that has the program
     #[arg(long, value_name = "IMAGE", default_value = "attn2d:latest", requires = "k8s")]
@@ -100,11 +100,15 @@ pub fn study(options: &Options) -> Result<bool> {
         return Ok(true);
     }
     if options.report {
+        if !folder.root().is_dir() {
+            let message = format!("--report: there is no study in {} yet", folder.root().display());
+            return Err(Error::usage(message));
+        }
         report(&study, &folder, options.device.as_deref(), progress)?;
         return Ok(true);
     }
     if options.retry_failed {
-        forget_failed(&study, &folder)?;
+        folder.forget_failed()?;
     }
     let workers = options.workers.map_or(1, usize::from);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -124,9 +128,15 @@ pub fn study(options: &Options) -> Result<bool> {
     Ok(unjudged == 0 || options.index.is_some())
 }
 
-/// Writes the report, unless another process is at it.
+/// Writes the report.
 fn report(study: &Study, folder: &Folder, device: Option<&str>, progress: Progress) -> Result<()> {
-    let Some(_lock) = folder.lock(".report.lock")? else { return Ok(()) };
+    // Another that writes it is done in a moment, and may not have seen what this process has.
+    let _lock = loop {
+        match folder.lock(".report.lock")? {
+            Some(lock) => break lock,
+            None => std::thread::sleep(std::time::Duration::from_millis(100)),
+        }
+    };
     let results = gather::results(study, folder, environment(study, device)?)?;
     let verdict = report::write(&results, folder.root())?;
     progress.line(verdict.trim_end());
@@ -169,6 +179,7 @@ fn engines(options: &Options, study: &Study, folder: &Folder, progress: Progress
     let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io(path, e));
     let (config, root) = (absolute(&options.config)?, absolute(folder.root())?);
     let program = std::env::current_exe().map_err(|e| Error::io("attn2d", e))?;
+    let start = absolute(Path::new("."))?;
     let job = Job {
         name: &study.name,
         tasks: Plan::new(study)?.places().len(),
@@ -176,6 +187,7 @@ fn engines(options: &Options, study: &Study, folder: &Folder, progress: Progress
         program: &program,
         config: &config,
         folder: &root,
+        start: &start,
         words: &words,
     };
     let (option, file, text, next) = match (&options.slurm, &options.k8s) {
@@ -246,14 +258,4 @@ fn list(study: &Study, folder: &Folder) -> Result<String> {
         head,
         rows,
     }))
-}
-
-/// Forgets trials that failed.
-fn forget_failed(study: &Study, folder: &Folder) -> Result<()> {
-    let (_, outcomes) = gather::tasks(study, &Plan::new(study)?, folder)?;
-    for (id, _) in outcomes.iter().filter(|(_, o)| o.error.is_some()) {
-        let Some(_claim) = folder.claim(id)? else { continue };
-        folder.forget(id)?;
-    }
-    Ok(())
 }

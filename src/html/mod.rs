@@ -107,13 +107,17 @@ pub fn table(table: &Table) -> String {
 /// A table in Markdown, under its caption in bold.
 pub fn markdown(table: &Table) -> String {
     let line = |cells: &[String]| {
-        let cells: Vec<_> =
-            cells.iter().map(|c| c.replace('|', "\\|").replace('\n', " ")).collect();
+        let cells: Vec<_> = cells.iter().map(|c| one_line(c).replace('|', "\\|")).collect();
         format!("| {} |\n", cells.join(" | "))
     };
     let rule = vec!["---".to_string(); table.head.len()];
     let rows: String = table.rows.iter().map(|row| line(row)).collect();
-    format!("**{}**\n\n{}{}{rows}", table.caption, line(&table.head), line(&rule))
+    format!("**{}**\n\n{}{}{rows}", one_line(&table.caption), line(&table.head), line(&rule))
+}
+
+/// Text in a line of Markdown, without tags of HTML.
+fn one_line(text: &str) -> String {
+    text.replace('<', "&lt;").replace(['\n', '\r'], " ")
 }
 
 /// A table for a terminal.
@@ -198,7 +202,7 @@ mod tests {
     fn a_table_in_three_forms() {
         assert_eq!(
             markdown(&small()),
-            "**Things & others**\n\n| name | ms |\n| --- | --- |\n| a\\|b | 1 |\n| <c> | 22 |\n"
+            "**Things & others**\n\n| name | ms |\n| --- | --- |\n| a\\|b | 1 |\n| &lt;c> | 22 |\n"
         );
         assert_eq!(aligned(&small()), "Things & others\nname  ms\na|b    1\n<c>   22\n");
         let html = table(&small());

@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use super::optuna::Optuna;
-use super::space::Space;
+use super::space::{Space, is_a_matter_of_the_run};
 use crate::config::{Config, Layers, parse_file};
 use crate::models::Spec;
 use crate::{Error, Result};
@@ -72,6 +72,9 @@ pub struct Study {
     pub datasets: Vec<Data>,
     /// The models.
     pub models: Vec<Model>,
+    /// Names of models of the file that this call leaves out.
+    #[serde(skip)]
+    pub left_out: Vec<String>,
 }
 
 /// `[search]`: what is tried before the seeds. The same for every model on every data set.
@@ -248,8 +251,8 @@ impl Study {
 
     fn check(&self) -> Result<()> {
         let fail = |message: String| Err(Error::usage(message));
-        if self.name.trim().is_empty() {
-            return fail("name: must not be empty".into());
+        if !self.name.contains(|c: char| c.is_alphanumeric()) {
+            return fail(format!("name = {:?}: must have a letter or a digit", self.name));
         }
         if self.seeds < 2 {
             return fail(format!(
@@ -292,6 +295,17 @@ impl Study {
             }
             for spec in model.spec.all() {
                 spec.parse::<Spec>()?;
+            }
+            if model.baseline.as_ref() == Some(&model.name) {
+                return fail(format!("model {:?}: is its own baseline", model.name));
+            }
+            let data = model.config.get("data").and_then(toml::Value::as_table);
+            let keys = data.into_iter().flatten().map(|(key, _)| format!("data.{key}"));
+            if let Some(key) = keys.into_iter().find(|key| !is_a_matter_of_the_run(key)) {
+                return fail(format!(
+                    "model {:?}: config: {key} belongs to a data set: all models have the same images in the same parts",
+                    model.name
+                ));
             }
         }
         self.check_search()?;

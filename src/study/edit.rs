@@ -32,8 +32,9 @@ impl Study {
                 kept[baseline.model] = true;
             }
         }
-        let mut kept = kept.into_iter();
-        self.models.retain(|_| kept.next().unwrap_or(false));
+        let (kept, left): (Vec<_>, Vec<_>) = self.models.into_iter().zip(kept).partition(|m| m.1);
+        self.models = kept.into_iter().map(|m| m.0).collect();
+        self.left_out = left.into_iter().map(|m| m.0.name).collect();
         // Those whose baseline was the first of all still have it, as the first of those that are left.
         Ok(self)
     }

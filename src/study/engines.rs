@@ -23,6 +23,8 @@ pub struct Job<'a> {
     pub config: &'a Path,
     /// The study's folder as those machines see it.
     pub folder: &'a Path,
+    /// Where the program was called.
+    pub start: &'a Path,
     /// Other words for every task, as `--device cuda:0`.
     pub words: &'a [String],
 }
@@ -30,6 +32,8 @@ pub struct Job<'a> {
 /// An array job for `sbatch`.
 pub fn slurm(job: &Job) -> String {
     let Job { name, tasks, parallel, .. } = job;
+    // Slurm's arrays end at 1000 unless a cluster is set up otherwise; tasks of a longer study take several trials.
+    let array = (*tasks).min(1000);
     let (label, folder) = (label(name), shell(&job.folder.display().to_string()));
     format!(
         "#!/bin/bash\n\
@@ -43,7 +47,11 @@ pub fn slurm(job: &Job) -> String {
          #SBATCH --output=slurm-%A_%a.log\n\
          set -eu\n\
          mkdir -p {folder}\n\
-         exec {} --index \"$SLURM_ARRAY_TASK_ID\"\n",
+         # Where the study's file was given: paths of data may be as seen from here.\n\
+         cd {}\n\
+         for index in $(seq \"$SLURM_ARRAY_TASK_ID\" {array} {}); do\n    {} --index \"$index\"\ndone\n",
+        array - 1,
+        shell(&job.start.display().to_string()),
         tasks - 1,
         words(job)
     )
@@ -53,7 +61,7 @@ pub fn slurm(job: &Job) -> String {
 /// study's file, its folder and the data.
 pub fn kubernetes(job: &Job, image: &str, claim: &str) -> String {
     let Job { name, tasks, parallel, .. } = job;
-    let label = label(name).to_lowercase().replace(['_', '.', '+', '@'], "-");
+    let label = label(name).to_lowercase();
     let text = |s: &str| serde_json::Value::from(s).to_string();
     let mut command =
         vec![job.program.display().to_string(), "study".into(), job.config.display().to_string()];
@@ -101,14 +109,13 @@ fn shell(word: &str) -> String {
     }
 }
 
-/// A name that engines take: letters, digits and dashes.
+/// A name that engines take: letters, digits and dashes, at most 40, neither first nor last a dash.
 fn label(name: &str) -> String {
     let name = run_dir::file_name(name);
-    name.chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .collect::<String>()
-        .trim_matches('-')
-        .to_owned()
+    let safe = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let safe: String = name.chars().map(safe).skip_while(|c| *c == '-').take(40).collect();
+    let label = safe.trim_matches('-');
+    if label.is_empty() { "study".into() } else { label.to_owned() }
 }
 
 #[cfg(test)]
@@ -123,6 +130,7 @@ mod tests {
             program: Path::new("/opt/attn2d"),
             config: Path::new("/data/my study.toml"),
             folder: Path::new("/data/out"),
+            start: Path::new("/home/me"),
             words,
         }
     }
@@ -135,11 +143,20 @@ mod tests {
         for line in [
             "#SBATCH --job-name=attn2d-ISIC-2017--small",
             "#SBATCH --array=0-39%8",
-            "exec /opt/attn2d study '/data/my study.toml' --output /data/out --set seeds=3 --index \"$SLURM_ARRAY_TASK_ID\"",
+            "cd /home/me",
+            "for index in $(seq \"$SLURM_ARRAY_TASK_ID\" 40 39); do",
+            "    /opt/attn2d study '/data/my study.toml' --output /data/out --set seeds=3 --index \"$index\"",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in {text}");
         }
         assert_eq!(shell("it's"), "'it'\\''s'");
+        let long = slurm(&Job { tasks: 2548, ..job(&[]) });
+        assert!(long.contains("--array=0-999%8"), "{long}");
+        assert!(long.contains("seq \"$SLURM_ARRAY_TASK_ID\" 1000 2547"), "{long}");
+        assert_eq!(
+            [label("ÄÖ"), label(".."), label(&"x".repeat(90))],
+            ["study".into(), "study".into(), "x".repeat(40)]
+        );
     }
 
     #[test]

@@ -37,6 +37,7 @@ impl Example<'_> {
     /// A study of this data set alone.
     pub(super) fn results(&self) -> Results {
         Results {
+            left_out: Vec::new(),
             name: "example".into(),
             about: "Whether attention helps on made-up numbers.".into(),
             alpha: 0.05,
@@ -62,6 +63,7 @@ impl Example<'_> {
         let parts = self.parts().iter().map(|part| (part.to_string(), count));
         let models = (0..self.models.len()).map(|i| self.model(i, &classes)).collect();
         DataResults {
+            absent: Vec::new(),
             name: self.name.into(),
             path: "synthetic:dermoscopy".into(),
             holdout_domain: self.holdout.then(|| "hospital 2".into()),

@@ -20,8 +20,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::config::Study;
+use super::parts::Parts;
 use super::plan::{Reached, Trial};
 use crate::config::Config;
+use crate::data::Dataset;
 use crate::io::write_atomic;
 use crate::train::images::Images;
 use crate::train::run_dir;
@@ -102,10 +104,27 @@ impl Folder {
         write_atomic(&path, (text + "\n").as_bytes())
     }
 
-    /// Forgets how a trial failed, so that it is tried again from its beginning.
-    pub fn forget(&self, id: &str) -> Result<()> {
-        let dir = self.trial(id);
-        fs::remove_dir_all(&dir).map_err(|e| Error::io(dir, e))
+    /// Forgets every trial that failed, so that it is tried again from its beginning; those that another process works on are left alone.
+    /// How many there were.
+    pub fn forget_failed(&self) -> Result<usize> {
+        let trials = self.root.join("trials");
+        let Ok(entries) = fs::read_dir(&trials) else { return Ok(0) };
+        let mut forgotten = 0;
+        for entry in entries {
+            let dir = entry.map_err(|e| Error::io(&trials, e))?.path();
+            let id = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let failed = || Ok::<_, Error>(self.outcome(&id)?.is_some_and(|o| o.error.is_some()));
+            if !failed()? {
+                continue;
+            }
+            let Some(_claim) = self.claim(&id)? else { continue };
+            // Another may have run it again meanwhile.
+            if failed()? {
+                clear(&dir)?;
+                forgotten += 1;
+            }
+        }
+        Ok(forgotten)
     }
 
     /// Takes a trial for this process; `None` where another has it.
@@ -148,10 +167,11 @@ impl Folder {
     }
 
     /// The split of a data set, for all of its trials: made by the first who asks, which reads every image, test images too, to leave out
-    /// those that occur twice. No trial of a search opens a test image after that.
+    /// those that occur twice. No trial of a search opens a test image after that. Its file, and what users should know of it.
     ///
-    /// Errors: those of opening and splitting the data; `Usage` where there is nothing to choose or to judge by.
-    pub fn split(&self, config: &Config) -> Result<PathBuf> {
+    /// Errors: those of opening and splitting the data; `Usage` where there is nothing to choose or to judge by; `File` for a split that
+    /// is not whole.
+    pub fn split(&self, config: &Config, dataset: &Dataset) -> Result<(PathBuf, Parts)> {
         let path = self.split_path(config);
         let dir = path.parent().unwrap_or(&self.root);
         while !path.exists() {
@@ -159,20 +179,28 @@ impl Folder {
                 std::thread::sleep(std::time::Duration::from_millis(200));
                 continue;
             };
-            let Images { dataset, split, .. } = Images::new(config)?;
-            for (part, items) in [("validation", &split.val), ("test", &split.test)] {
-                if items.is_empty() {
-                    return Err(Error::usage(format!(
-                        "{}: no images in the {part} part, without which a study cannot {}; set data.{}_fraction above 0",
-                        config.data.path,
-                        if part == "test" { "judge" } else { "choose" },
-                        if part == "test" { "test" } else { "val" },
-                    )));
-                }
-            }
-            split.write(&dataset, &path)?;
+            Images::new(config)?.split.write(dataset, &path)?;
         }
-        Ok(path)
+        let parts = Parts::read(&path)?;
+        if parts.rows() != dataset.len() {
+            return Err(Error::file(
+                &path,
+                format!(
+                    "lists {} images of {}: it is damaged, or the data are others now; delete it to split anew, or give another --output",
+                    parts.rows(),
+                    dataset.len()
+                ),
+            ));
+        }
+        for (part, what, fraction) in [("val", "choose", "val"), ("test", "judge", "test")] {
+            if parts.count(part) == 0 {
+                return Err(Error::usage(format!(
+                    "{}: no images in the {part} part, without which a study cannot {what}; set data.{fraction}_fraction above 0",
+                    config.data.path
+                )));
+            }
+        }
+        Ok((path, parts))
     }
 
     /// Takes a folder of it for this process; `None` where another has it.
@@ -191,6 +219,22 @@ impl Outcome {
     pub fn reached(&self) -> Reached {
         self.val_balanced_accuracy.map_or(Reached::Failed, Reached::Val)
     }
+}
+
+/// Empties a directory but for the lock that is held, the outcome first: without it the rest is a run that was stopped.
+fn clear(dir: &Path) -> Result<()> {
+    let io = |e| Error::io(dir, e);
+    fs::remove_file(dir.join("outcome.json")).map_err(io)?;
+    for entry in fs::read_dir(dir).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let locks = path.file_name().is_some_and(|n| n == ".trial.lock");
+        match path.is_dir() {
+            _ if locks => {}
+            true => fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?,
+            false => fs::remove_file(&path).map_err(|e| Error::io(&path, e))?,
+        }
+    }
+    Ok(())
 }
 
 /// Locks a file in a directory, making both. `None` where another process, or another thread, has it.

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::config::{Cell, Study};
 use super::folder::{Folder, Outcome};
 use super::optuna;
+use super::parts::Parts;
 use super::plan::{Known, Place, Plan, Stage, Task, Trial};
 use super::results::{DataResults, ModelResults, Results, Run, Scores, Tried};
 use super::space::{Range, Space};
@@ -99,6 +100,8 @@ pub fn results(
     };
     let reader =
         Reader { study, folder, places: plan.places(), tasks: &tasks, outcomes: &outcomes };
+    let mut environment = environment;
+    environment.push(("trials ran on".into(), devices(folder, outcomes.keys())));
     let datasets =
         (0..study.datasets.len()).map(|dataset| reader.dataset(dataset)).collect::<Result<_>>()?;
     let rungs = study.cells().first().map_or(Ok(Vec::new()), |cell| study.rungs(*cell))?;
@@ -107,12 +110,25 @@ pub fn results(
         about: study.about.clone(),
         alpha: study.alpha,
         seeds: study.seeds,
+        left_out: study.left_out.clone(),
         open: tasks.iter().filter(is_open).count(),
         space: study.search.space.iter().map(|(key, space)| (key.clone(), words(space))).collect(),
         search: (study.search.trials, rungs),
         environment,
         datasets,
     })
+}
+
+/// The devices that trials ran on.
+fn devices<'a>(folder: &Folder, ids: impl Iterator<Item = &'a String>) -> String {
+    let mut names: Vec<String> = Vec::new();
+    for id in ids {
+        let Ok(Some(cost)) = Cost::read(&folder.trial(id)) else { continue };
+        if !names.contains(&cost.device) {
+            names.push(cost.device);
+        }
+    }
+    if names.is_empty() { "none yet".into() } else { names.join("; ") }
 }
 
 struct Reader<'a> {
@@ -133,13 +149,16 @@ impl Reader<'_> {
             Some(cell) => self.study.config(*cell)?,
             None => crate::config::Config::default(),
         };
+        let split = self.folder.split_path(&config);
+        let parts = if split.exists() { Parts::read(&split)? } else { Parts::default() };
         let of_a_run = models.iter().flat_map(|m| &m.runs).find_map(|run| run.scores.as_ref().ok());
         let classes = of_a_run.and_then(|s| s.parts.first()).map(|p| p.classes.clone());
         Ok(DataResults {
             name: self.study.datasets[dataset].name.clone(),
             holdout_domain: (!config.data.holdout_domain.is_empty())
                 .then(|| config.data.holdout_domain.clone()),
-            images: images(&self.folder.split_path(&config))?,
+            images: parts.counts(),
+            absent: parts.absent(),
             path: config.data.path,
             classes: classes.unwrap_or_default(),
             models,
@@ -175,7 +194,8 @@ impl Reader<'_> {
                 Stage::Seed(_) => runs.push(Run {
                     seed: trial.config.train.seed,
                     scores: match outcome.val_balanced_accuracy {
-                        Some(_) => Ok(scores(&dir)?),
+                        // A file that was damaged since is one run less, not the end of the report.
+                        Some(_) => scores(&dir).map_err(|e| e.to_string()),
                         None => Err(error()),
                     },
                     dir,
@@ -229,24 +249,6 @@ fn scores(dir: &Path) -> Result<Scores> {
 /// Seconds of a run's steps, and most bytes of its tensors; zeros where it failed.
 fn cost(dir: &Path) -> Result<(f64, u64)> {
     Ok(Cost::read(dir)?.map_or((0.0, 0), |cost| (cost.step_seconds, cost.memory_peak_bytes as u64)))
-}
-
-/// Images by part in the order of a split's file, parts of the search's and the seeds' alike; none before there is a split.
-fn images(split: &Path) -> Result<Vec<(String, usize)>> {
-    if !split.exists() {
-        return Ok(Vec::new());
-    }
-    let wrong = |e: csv::Error| Error::file(split, e.to_string());
-    let mut counts: Vec<(String, usize)> = Vec::new();
-    for record in csv::Reader::from_path(split).map_err(wrong)?.records() {
-        let record = record.map_err(wrong)?;
-        let part = record.get(0).unwrap_or_default();
-        match counts.iter_mut().find(|(name, _)| name == part) {
-            Some((_, count)) => *count += 1,
-            None => counts.push((part.to_owned(), 1)),
-        }
-    }
-    Ok(counts)
 }
 
 /// A space in words.

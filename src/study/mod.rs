@@ -15,6 +15,7 @@ pub mod engines;
 pub mod folder;
 pub mod gather;
 pub mod optuna;
+pub mod parts;
 pub mod plan;
 pub mod report;
 pub mod results;

@@ -1,6 +1,7 @@
 //! Settings asked of Optuna, by its command line: `ask` before a trial of the search's first rung, `tell` after it.
 //!
-//! Each cell is an Optuna study of its own, named `STUDY / DATA SET / MODEL`. What was asked is kept in the study's folder
+//! Each cell is an Optuna study of its own, named `STUDY / DATA SET / MODEL / SPACE`, the last a hash of
+//! what is searched. What was asked is kept in the study's folder
 //! (`asked/<cell>/<number>.json`), so that a trial that was stopped goes on with the setting that it began with, and is told once.
 
 use std::fs;
@@ -54,11 +55,16 @@ pub(super) struct Asked {
     told: bool,
 }
 
+/// Names the cell and its space: answers about another space are of no use.
 fn cell_name(study: &Study, cell: Cell) -> String {
-    format!(
+    let specs = study.models[cell.model].spec.all();
+    let space = format!("{:?} {specs:?}", study.search.space);
+    let space = name_number(&space) >> 32;
+    let name = format!(
         "{} / {} / {}",
         study.name, study.datasets[cell.dataset].name, study.models[cell.model].name
-    )
+    );
+    format!("{name} / {space:08x}")
 }
 
 fn dir(study: &Study, folder: &Folder, cell: Cell) -> PathBuf {
@@ -108,10 +114,12 @@ pub(super) fn ask(study: &Study, folder: &Folder, cell: Cell, number: usize) -> 
     );
     let space = serde_json::Value::Object(space).to_string();
     let mut words = vec!["--format", "json", "--search-space", &space];
-    for (option, value) in [
-        ("--sampler", &optuna.options.sampler),
-        ("--sampler-kwargs", &optuna.options.sampler_kwargs),
-    ] {
+    let kwargs = with_own_seed(&optuna.options.sampler_kwargs, number).map_err(|e| {
+        Error::usage(format!(
+            "search.optuna.sampler_kwargs: {e}; expected JSON as in {{\"seed\": 1}}"
+        ))
+    })?;
+    for (option, value) in [("--sampler", &optuna.options.sampler), ("--sampler-kwargs", &kwargs)] {
         if !value.is_empty() {
             words.extend([option, value]);
         }
@@ -153,6 +161,18 @@ pub(super) fn tell(
         write(study, folder, cell, number, &Asked { told: true, ..asked })?;
     }
     Ok(())
+}
+
+/// A sampler's options for one of several questions. Each is put by a process of its own, and with one seed all would have one answer.
+fn with_own_seed(kwargs: &str, number: usize) -> Result<String, serde_json::Error> {
+    if kwargs.is_empty() {
+        return Ok(String::new());
+    }
+    let mut options: serde_json::Map<String, serde_json::Value> = serde_json::from_str(kwargs)?;
+    if let Some(seed) = options.get("seed").and_then(serde_json::Value::as_u64) {
+        options.insert("seed".into(), (seed + number as u64).into());
+    }
+    Ok(serde_json::Value::Object(options).to_string())
 }
 
 /// What `ask` printed.
@@ -254,5 +274,11 @@ mod tests {
             ]
         );
         assert!(read("Asked").is_err());
+        assert_eq!(
+            with_own_seed("{\"seed\": 1, \"multivariate\": true}", 3).unwrap(),
+            "{\"seed\":4,\"multivariate\":true}"
+        );
+        assert_eq!(with_own_seed("", 3).unwrap(), "");
+        assert!(with_own_seed("seed=1", 3).is_err());
     }
 }

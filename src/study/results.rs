@@ -17,6 +17,8 @@ pub struct Results {
     pub alpha: f64,
     /// Seeds that each winner is to have.
     pub seeds: usize,
+    /// Models of the study's file that were left out.
+    pub left_out: Vec<String>,
     /// Trials that are not done.
     pub open: usize,
     /// What was searched, a line a key: `optim.lr`, `0.0001 to 0.1, log`.
@@ -42,6 +44,8 @@ pub struct DataResults {
     pub classes: Vec<String>,
     /// Number of images by part, parts without images left out.
     pub images: Vec<(String, usize)>,
+    /// Classes that are trained on and have no image in a part by which models are chosen or judged: part and classes.
+    pub absent: Vec<(String, Vec<String>)>,
     /// One for each model, in the study's order.
     pub models: Vec<ModelResults>,
 }

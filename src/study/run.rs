@@ -32,7 +32,8 @@ pub struct Runner {
 impl Runner {
     /// Runs a trial that this process has claimed, from its beginning or from where it was stopped, and writes down what it came to.
     ///
-    /// A run that fails is an outcome, not an error. Errors: those of files, and of a program that does not start.
+    /// A run that fails by itself is an outcome, not an error. Errors: those of files, of a program that does not start, and of a run that
+    /// failed for what surrounds it.
     pub fn run(&self, folder: &Folder, trial: &Trial, split: &Path) -> Result<Outcome> {
         let dir = folder.trial(&trial.id);
         let config = folder.write_trial(trial, split, self.device.as_deref())?;
@@ -47,17 +48,20 @@ impl Runner {
                 };
             }
             match status.code() {
-                Some(_) => {
-                    break (None, Some(said.unwrap_or_else(|| format!("{status}; see log.txt"))));
+                Some(code) => {
+                    let said = said.unwrap_or_else(|| format!("{status}; see log.txt"));
+                    if !is_the_models(code, &said) {
+                        return Err(Error::Training(format!(
+                            "{}: {said}. That is no fault of the model: the trial stays open; mend the cause and start the study again",
+                            dir.display()
+                        )));
+                    }
+                    break (None, Some(said));
                 }
                 None if attempts < ATTEMPTS => {}
                 None => {
-                    break (
-                        None,
-                        Some(format!(
-                            "the process was killed {attempts} times ({status}); is there too little memory?"
-                        )),
-                    );
+                    let often = format!("the process was killed {attempts} times ({status})");
+                    break (None, Some(format!("{often}; is there too little memory?")));
                 }
             }
         };
@@ -71,8 +75,12 @@ impl Runner {
     /// Trains in a process of its own; its exit status, and the error that it named.
     fn train(&self, dir: &Path, config: &Path) -> Result<(ExitStatus, Option<String>)> {
         // What an earlier worker left behind stops as soon as it sees that its parent is gone.
-        while run_dir::lock(dir).is_err() {
-            std::thread::sleep(Duration::from_millis(100));
+        loop {
+            match run_dir::lock(dir) {
+                Ok(_) => break,
+                Err(Error::Usage(_)) => std::thread::sleep(Duration::from_millis(100)),
+                Err(other) => return Err(other),
+            }
         }
         let path = dir.join("log.txt");
         let io = |e| Error::io(&path, e);
@@ -130,6 +138,14 @@ impl Runner {
                 .try_for_each(|name| remove(dir.join(name))),
         }
     }
+}
+
+/// Whether a run failed for what it is (its settings, its model, its hunger for memory) and would again, rather than for what surrounds it:
+/// a full disk, a picture that cannot be read, a device that is gone.
+fn is_the_models(code: i32, said: &str) -> bool {
+    const USAGE: i32 = 2;
+    const PANIC: i32 = 101;
+    [USAGE, PANIC].contains(&code) || said.starts_with("training: ") || said.contains("memory")
 }
 
 /// The name of this machine, as its system has it.

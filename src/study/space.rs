@@ -58,22 +58,12 @@ impl Space {
     pub(super) fn check(&self, key: &str, config: &Config) -> Result<()> {
         let fail =
             |message: String| Err(Error::usage(format!("[search.space] {key:?}: {message}")));
-        const FIXED: [&str; 9] = [
-            "data.path",
-            "data.split_file",
-            "data.split_seed",
-            "data.holdout_domain",
-            "model.name",
-            "train.epochs",
-            "train.seed",
-            "train.device",
-            "output.dir",
-        ];
-        if FIXED.contains(&key) {
-            return fail(
-                "is not for a search to change (models are searched by a list as their spec)"
-                    .into(),
-            );
+        const FIXED: [&str; 5] =
+            ["model.name", "train.epochs", "train.seed", "train.device", "output.dir"];
+        if FIXED.contains(&key) || (key.starts_with("data.") && !is_a_matter_of_the_run(key)) {
+            let message =
+                "is not for a search to change (models are searched by a list as their spec)";
+            return fail(message.into());
         }
         let values = match self {
             Self::Choice(values) if values.is_empty() => return fail("is an empty list".into()),
@@ -89,6 +79,13 @@ impl Space {
         };
         values.into_iter().try_for_each(|value| set(config, key, value).map(|_| ()))
     }
+}
+
+/// Whether a key of `[data]` says how a run looks at its images, and not which images there are and in which part, which are the same for all
+/// models on a data set.
+pub(super) fn is_a_matter_of_the_run(key: &str) -> bool {
+    ["data.img_size", "data.normalize", "data.class_weights", "data.workers", "data.cache_mib"]
+        .contains(&key)
 }
 
 /// A drawn setting: keys and values, and which of its model's strings.
@@ -201,6 +198,8 @@ mod tests {
             ("optim.lr", "x = { from = 0.0, to = 0.1, log = true }", "above 0"),
             ("optim.lr", "x = [-1.0]", "optim.lr"),
             ("train.seed", "x = [1, 2]", "is not for a search to change"),
+            ("data.seal_test", "x = [true]", "is not for a search to change"),
+            ("data.val_fraction", "x = [0.1, 0.2]", "is not for a search to change"),
             ("model.name", "x = [\"resnet18\"]", "by a list as their spec"),
         ] {
             let error = space(text).check(key, &config).expect_err(text);

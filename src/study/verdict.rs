@@ -119,6 +119,9 @@ fn shown(comparisons: &[&Comparison]) -> String {
     let (least, most) = found.iter().fold((f64::MAX, 0.0_f64), |(l, m), d| (l.min(*d), m.max(*d)));
     let range = match (points(least), points(most)) {
         _ if found.is_empty() => return "There may still be one.".into(),
+        _ if least >= 1.0 => {
+            return "There may still be one: as few seeds with as much spread show no difference that there can be.".into();
+        }
         (least, most) if least == most => format!("{most} points"),
         (least, most) => format!("{least} to {most} points, depending on the comparison,"),
     };
@@ -187,10 +190,15 @@ fn difference(results: &Results, c: &Comparison, size: bool) -> String {
 /// Everything that makes the study less than was planned.
 fn gaps(results: &Results, findings: &Findings) -> Vec<String> {
     let (mut failures, mut fewer, mut hopeless) = (Vec::new(), Vec::new(), Vec::new());
+    let mut unsearched = Vec::new();
     for data in &results.datasets {
         for model in &data.models {
             let failed = model.runs.iter().filter(|run| run.scores.is_err()).count();
             let (here, planned) = (format!("{} on {}", model.name, data.name), results.seeds);
+            let lost = model.tried.iter().filter(|tried| tried.val.is_err()).count();
+            if lost > 0 && model.winner.is_some() {
+                unsearched.push(format!("{lost} of {} of {here}", model.tried.len()));
+            }
             if failed > 0 {
                 failures.push(format!("{failed} of {planned} seeds of {here}"));
             }
@@ -202,6 +210,27 @@ fn gaps(results: &Results, findings: &Findings) -> Vec<String> {
         }
     }
     let mut all = Vec::new();
+    if !results.left_out.is_empty() {
+        all.push(format!(
+            "Left out of the study's file, and not corrected for: {}.",
+            results.left_out.join(", ")
+        ));
+    }
+    for data in &results.datasets {
+        for (part, classes) in &data.absent {
+            all.push(format!(
+                "The {part} part of {} has no images of {}: balanced accuracy there is the mean over the other classes.",
+                data.name,
+                classes.join(", ")
+            ));
+        }
+    }
+    if !unsearched.is_empty() {
+        all.push(format!(
+            "Trials of the search that failed, so that the winner is one of the others: {}.",
+            unsearched.join("; ")
+        ));
+    }
     if !failures.is_empty() {
         all.push(format!(
             "Seeds that failed, so that the numbers are of the others alone: {}.",

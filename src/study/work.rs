@@ -133,14 +133,23 @@ fn prepare(
         if classes[cell.dataset] == 0 {
             let dataset = images::open(&config)?;
             classes[cell.dataset] = images::num_classes(&config, &dataset)?;
-            splits[cell.dataset] = folder.split(&config)?;
+            let (file, parts) = folder.split(&config, &dataset)?;
+            splits[cell.dataset] = file;
+            let counts = parts.counts().into_iter().map(|(part, n)| format!("{n} {part}"));
             progress.line(&format!(
-                "data      {}: {}, {} images, {} classes",
+                "data      {}: {}, {} images ({}), {} classes",
                 data.name,
                 config.data.path,
                 dataset.len(),
+                counts.collect::<Vec<_>>().join(", "),
                 dataset.classes.len()
             ));
+            for (part, names) in parts.absent() {
+                progress.line(&format!(
+                    "          its {part} part has no images of {}: balanced accuracy there is of the other classes",
+                    names.join(", ")
+                ));
+            }
         }
         let mut sizes = Vec::new();
         for spec in model.spec.all() {

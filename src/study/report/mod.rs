@@ -57,7 +57,7 @@ fn sections(results: &Results, findings: &Findings, words: &Words, dir: &Path) -
         section("What was searched", search(results, dir)),
         section("Failures", failures(results, dir)),
         section("Data", vec![Block::Table(tables::data(results))]),
-        section("Where and how to repeat it", repeat(results)),
+        section("Where and how to repeat it", repeat(results, dir)),
     ]
 }
 
@@ -121,7 +121,8 @@ fn comparisons(results: &Results, findings: &Findings) -> Vec<Block> {
          patient. Neither speaks of another split. p: Welch's. Holm: the same after correction. Ranks: the exact Mann-Whitney test. g: \
          Hedges' g with a BCa bootstrap interval. Detectable: the difference that the corrected test would have found with a probability \
          of 80 % given the spread of these seeds, at its strictest step. Votes: images that only the model's, and only the baseline's, \
-         majority vote over seeds got right, and McNemar's exact p. The verdict is by Holm's p alone."
+         majority vote over seeds got right, and McNemar's exact p. The verdict is by Holm's p alone; the \
+         intervals are not corrected, so one that leaves 0 out may stand beside no significant difference."
     )));
     blocks
 }
@@ -143,7 +144,7 @@ fn search(results: &Results, dir: &Path) -> Vec<Block> {
     }
     blocks.push(Block::Text(
         "Space, budget, seeds and every setting that the study's file leaves to the program's defaults are choices of this study. They are \
-         not taken from the paper that asked the question, which does not publish its own."
+         not those of the paper that asked the question, most of which are not known to us."
             .into(),
     ));
     for data in &results.datasets {
@@ -191,18 +192,21 @@ fn failures(results: &Results, dir: &Path) -> Vec<Block> {
     vec![Block::List(all)]
 }
 
-fn repeat(results: &Results) -> Vec<Block> {
-    let again = "attn2d study study.toml --output AGAIN          # all of it, in another folder\n\
-                 attn2d train --config trials/ID/trial.toml      # one run; its ID is the last part of the column \"run\" in seeds.csv";
+fn repeat(results: &Results, dir: &Path) -> Vec<Block> {
+    let folder = dir.display();
+    let again = format!(
+        "attn2d study {folder}/study.toml --output AGAIN                      # all of it, in another folder\n\
+         attn2d train --config {folder}/trials/ID/trial.toml --output AGAIN   # one run; its ID is the last part of \"run\" in seeds.csv"
+    );
     vec![
         Block::Facts(results.environment.clone()),
         Block::Text(
             "study.toml in the study's folder is the study as it was run, and every trial's directory has its settings, its log and its \
-             predictions. On the same machine and device the same study gives the same numbers but for times. Paths of data in study.toml \
-             that are not absolute are as seen from where the study was started."
+             predictions. On the same machine and device the same study gives the same numbers but for times. Both commands \
+             are for where the study was started: paths that are not absolute are as seen from there."
                 .into(),
         ),
-        Block::Code(again.into()),
+        Block::Code(again),
         Block::Text(
             "Beside this page: models.csv, seeds.csv, search.csv and comparisons.csv with all numbers in full, and costs.csv with times \
              and memory."
