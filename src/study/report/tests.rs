@@ -131,7 +131,7 @@ fn the_files_say_what_was_found() {
         "choices of this study",
         "search, setting 8 for 2 epochs",
         "cpu (made up)",
-        "attn2d study study.toml",
+        "/study.toml --output AGAIN",
     ] {
         assert!(page.contains(text) && read(dir.path(), "report.md").contains(text), "{text}");
     }
