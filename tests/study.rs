@@ -291,18 +291,8 @@ fn settings_asked_of_optuna() {
     }
     let place = place(STUDY);
     let command = format!("search.optuna.command={program}");
-    let words = [
-        "--only",
-        "GA",
-        "--set",
-        &command,
-        "--set",
-        "search.trials=2",
-        "--set",
-        "seeds=2",
-        "--set",
-        "models.GA.baseline=GA",
-    ];
+    let words =
+        ["--only", "plain", "--set", &command, "--set", "search.trials=2", "--set", "seeds=2"];
     let list = succeeds(&study(&place, &[&words[..], &["--list"]].concat()));
     assert_eq!(list.matches("to be asked for").count(), 2, "{list}");
     // Killed at some point between asking, training and telling.
@@ -313,19 +303,15 @@ fn settings_asked_of_optuna() {
     let said = succeeds(&study(&place, &words));
     assert!(said.contains("0 failed, 0 open"), "{said}");
     let storage = format!("sqlite:///{}", place.folder.join("optuna.db").display());
-    let output = Command::new(&program)
-        .args([
-            "trials",
-            "--storage",
-            &storage,
-            "--study-name",
-            "tiny / long range / GA",
-            "--format",
-            "json",
-        ])
-        .output()
-        .expect("Optuna");
-    let trials: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let optuna = |words: &[&str]| -> Vec<serde_json::Value> {
+        let always = ["--storage", &storage, "--format", "json"];
+        let output = Command::new(&program).args(words).args(always).output().expect("Optuna");
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    };
+    let studies = optuna(&["studies"]);
+    let name = studies[0]["name"].as_str().expect("a name");
+    assert!(studies.len() == 1 && name.starts_with("tiny / long range / plain / "), "{studies:?}");
+    let trials = optuna(&["trials", "--study-name", name]);
     let complete: Vec<f64> = trials
         .iter()
         .filter(|t| t["state"] == "COMPLETE")

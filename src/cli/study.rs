@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::html;
 use crate::io::{machine, paths, write_atomic};
-use crate::study::engines::{Job, kubernetes, slurm};
+use crate::study::engines::{Job, kubernetes, shell, slurm};
 use crate::study::plan::{Plan, Stage, Task, describe};
 use crate::study::run::Runner;
 use crate::study::{Folder, Study, Work, Worked, gather, report};
@@ -164,7 +164,10 @@ fn environment(study: &Study, device: Option<&str>) -> Result<Vec<(String, Strin
         ("host", machine::host()),
         ("system", format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
         ("report written", machine::now()),
-        ("command", machine::command().join(" ")),
+        (
+            "command",
+            machine::command().iter().map(|word| shell(word)).collect::<Vec<_>>().join(" "),
+        ),
     ];
     Ok(pairs.map(|(name, value)| (name.to_owned(), value)).into())
 }

@@ -100,7 +100,7 @@ fn words(job: &Job) -> String {
 }
 
 /// A word as a shell reads it back.
-fn shell(word: &str) -> String {
+pub(crate) fn shell(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
