@@ -177,28 +177,41 @@ impl Log {
         all.filter(|v| (self.low..=self.high).contains(&v.log10())).collect()
     }
 
-    /// The axis along x: rules from top to bottom with their values below, and what they are of.
+    /// The axis along x.
     pub(super) fn grid(&self, top: f64, bottom: f64, label: &str) -> String {
-        let tick = |v: f64| {
-            let x = self.at(v);
-            format!("<path class=\"axis\" d=\"M{x:.1} {top}V{bottom:.1}\"/>\n")
-                + &text(x, bottom + 14.0, "middle", "faint", &short(v))
-        };
-        let middle = (self.from + self.to) / 2.0;
-        self.ticks().into_iter().map(tick).collect::<String>()
-            + &text(middle, bottom + 30.0, "middle", "faint", label)
+        let ticks = self.ticks().into_iter().map(|v| (v, self.at(v)));
+        x_axis(ticks, (self.from, self.to), (top, bottom), label)
     }
 
     /// The axis along y.
     fn rules(&self, left: f64, right: f64, label: &str, top: f64) -> String {
-        let tick = |v: f64| {
-            let y = self.at(v);
-            format!("<path class=\"axis\" d=\"M{left} {y:.1}H{right:.1}\"/>\n")
-                + &text(left - 6.0, y + 4.0, "end", "faint", &short(v))
-        };
-        self.ticks().into_iter().map(tick).collect::<String>()
+        y_axis(self.ticks().into_iter().map(|v| (v, self.at(v))), (left, right))
             + &text(left - 6.0, top - 10.0, "end", "faint", label)
     }
+}
+
+/// An axis along x of values at their places: rules from top to bottom with the values below, and what they are of.
+pub(super) fn x_axis(
+    ticks: impl Iterator<Item = (f64, f64)>,
+    (from, to): (f64, f64),
+    (top, bottom): (f64, f64),
+    label: &str,
+) -> String {
+    let tick = |(v, x): (f64, f64)| {
+        format!("<path class=\"axis\" d=\"M{x:.1} {top}V{bottom:.1}\"/>\n")
+            + &text(x, bottom + 14.0, "middle", "faint", &short(v))
+    };
+    let label = text((from + to) / 2.0, bottom + 30.0, "middle", "faint", label);
+    ticks.map(tick).collect::<String>() + &label
+}
+
+/// An axis along y: rules from left to right with the values before them.
+pub(super) fn y_axis(ticks: impl Iterator<Item = (f64, f64)>, (left, right): (f64, f64)) -> String {
+    let tick = |(v, y): (f64, f64)| {
+        format!("<path class=\"axis\" d=\"M{left} {y:.1}H{right:.1}\"/>\n")
+            + &text(left - 6.0, y + 4.0, "end", "faint", &short(v))
+    };
+    ticks.map(tick).collect()
 }
 
 pub(super) fn class(kind: usize) -> &'static str {

@@ -2,7 +2,7 @@
 //!
 //! Every figure is told in its description too; things are told apart by place, shape, dash or number, never by colour alone.
 
-use super::chart::{CHARACTER, Log, class, cut, figure_of, mark, short, text};
+use super::chart::{CHARACTER, Log, class, cut, figure_of, mark, text, x_axis, y_axis};
 
 const WIDTH: f64 = 400.0;
 
@@ -235,26 +235,15 @@ impl Linear {
         (first..=last).map(|i| i as f64 * step).collect()
     }
 
-    /// The axis along x: rules from top to bottom with their values below, and what they are of.
+    /// The axis along x.
     fn grid(&self, top: f64, bottom: f64, label: &str) -> String {
-        let tick = |v: f64| {
-            let x = self.at(v);
-            format!("<path class=\"axis\" d=\"M{x:.1} {top}V{bottom:.1}\"/>\n")
-                + &text(x, bottom + 14.0, "middle", "faint", &short(v))
-        };
-        let middle = (self.from + self.to) / 2.0;
-        self.ticks().into_iter().map(tick).collect::<String>()
-            + &text(middle, bottom + 30.0, "middle", "faint", label)
+        let ticks = self.ticks().into_iter().map(|v| (v, self.at(v)));
+        x_axis(ticks, (self.from, self.to), (top, bottom), label)
     }
 
     /// The axis along y.
     fn rules(&self, left: f64, right: f64, label: &str, top: f64) -> String {
-        let tick = |v: f64| {
-            let y = self.at(v);
-            format!("<path class=\"axis\" d=\"M{left} {y:.1}H{right:.1}\"/>\n")
-                + &text(left - 6.0, y + 4.0, "end", "faint", &short(v))
-        };
-        self.ticks().into_iter().map(tick).collect::<String>()
+        y_axis(self.ticks().into_iter().map(|v| (v, self.at(v))), (left, right))
             + &text(2.0, top - 8.0, "start", "faint", label)
     }
 }
