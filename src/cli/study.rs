@@ -7,7 +7,7 @@ use clap::Args;
 use crate::html;
 use crate::io::{machine, paths, write_atomic};
 use crate::study::engines::{Job, kubernetes, shell, slurm};
-use crate::study::plan::{Plan, Stage, Task, describe};
+use crate::study::plan::{Plan, Stage, Task};
 use crate::study::run::Runner;
 use crate::study::{Folder, Study, Work, Worked, gather, report};
 use crate::train::Progress;
@@ -244,7 +244,12 @@ fn list(study: &Study, folder: &Folder) -> Result<String> {
                 (
                     state,
                     trial.id.clone(),
-                    format!("{} epochs, {}", trial.config.train.epochs, describe(&trial.setting)),
+                    format!(
+                        "{} epochs, {}; {}",
+                        trial.config.train.epochs,
+                        trial.setting.spec,
+                        trial.setting.text()
+                    ),
                 )
             }
         };

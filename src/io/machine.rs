@@ -18,6 +18,13 @@ pub(crate) fn command() -> Vec<String> {
     words
 }
 
+/// What the machine is called in its network, where the system tells.
+pub(crate) fn name() -> String {
+    let file = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let variable = || ["HOSTNAME", "COMPUTERNAME"].iter().find_map(|v| std::env::var(v).ok());
+    file.or_else(variable).map_or_else(|| "unknown".into(), |name| name.trim().to_owned())
+}
+
 /// Processor and cores that this program may use, where the system tells.
 pub(crate) fn host() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

@@ -38,6 +38,7 @@ impl Example<'_> {
     pub(super) fn results(&self) -> Results {
         Results {
             left_out: Vec::new(),
+            asked: false,
             name: "example".into(),
             about: "Whether attention helps on made-up numbers.".into(),
             alpha: 0.05,

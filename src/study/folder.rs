@@ -14,7 +14,7 @@
 //! The folder may be shared by any number of processes and machines: a trial is worked on by who holds the lock on its `.trial.lock`, which
 //! the system takes away from a process that ends, however it ends.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -23,10 +23,9 @@ use super::config::Study;
 use super::parts::Parts;
 use super::plan::{Reached, Trial};
 use crate::config::Config;
-use crate::data::Dataset;
-use crate::io::write_atomic;
-use crate::train::images::Images;
-use crate::train::run_dir;
+use crate::data::{Dataset, Split};
+use crate::io::{self, Locked, write_atomic, write_json};
+use crate::train::{images, run_dir};
 use crate::{Error, Result};
 
 /// What a trial came to, as `outcome.json` holds it.
@@ -98,10 +97,7 @@ impl Folder {
 
     /// Writes down what a trial came to.
     pub fn finish(&self, id: &str, outcome: &Outcome) -> Result<()> {
-        let path = self.trial(id).join("outcome.json");
-        let text =
-            serde_json::to_string_pretty(outcome).map_err(|e| Error::file(&path, e.to_string()))?;
-        write_atomic(&path, (text + "\n").as_bytes())
+        write_json(&self.trial(id).join("outcome.json"), outcome)
     }
 
     /// Forgets every trial that failed, so that it is tried again from its beginning; those that another process works on are left alone.
@@ -179,7 +175,14 @@ impl Folder {
                 std::thread::sleep(std::time::Duration::from_millis(200));
                 continue;
             };
-            Images::new(config)?.split.write(dataset, &path)?;
+            // Another may have made it since.
+            if !path.exists() {
+                let split = match config.data.split_file.as_str() {
+                    "" => images::split(config, dataset)?,
+                    file => Split::read(dataset, file)?,
+                };
+                split.write(dataset, &path)?;
+            }
         }
         let parts = Parts::read(&path)?;
         if parts.rows() != dataset.len() {
@@ -241,16 +244,10 @@ fn clear(dir: &Path) -> Result<()> {
 fn lock(dir: &Path, name: &str) -> Result<Option<File>> {
     fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let path = dir.join(name);
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|e| Error::io(&path, e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(e)) => Err(Error::file(
+    match io::lock(&path)? {
+        Locked::Held(file) => Ok(Some(file)),
+        Locked::Busy => Ok(None),
+        Locked::Unable(e) => Err(Error::file(
             &path,
             format!(
                 "this file system has no locks ({e}), which keep two workers off one trial; put the study's folder on another (--output)"

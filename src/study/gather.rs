@@ -2,10 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
-
-use serde::Deserialize;
 
 use super::config::{Cell, Study};
 use super::folder::{Folder, Outcome};
@@ -14,32 +11,12 @@ use super::parts::Parts;
 use super::plan::{Known, Place, Plan, Stage, Task, Trial};
 use super::results::{DataResults, ModelResults, Results, Run, Scores, Tried};
 use super::space::{Range, Space};
+use crate::Result;
 use crate::models::{self, Spec};
+use crate::stats::percentile;
+use crate::train;
 use crate::train::cost::Cost;
 use crate::train::log::{self, read_metrics, read_steps};
-use crate::train::{PartMetrics, run_dir};
-use crate::{Error, Result};
-
-/// What the study needs of a run's `summary.json`.
-#[derive(Debug, Deserialize)]
-pub(super) struct Summary {
-    best_epoch: Option<u64>,
-    parts: Vec<PartMetrics>,
-}
-
-impl Summary {
-    /// Balanced accuracy on the validation part.
-    pub(super) fn val(&self) -> Option<f64> {
-        self.parts.iter().find(|p| p.part == "val")?.balanced_accuracy
-    }
-}
-
-/// The summary of a finished run.
-pub(super) fn summary(dir: &Path) -> Result<Summary> {
-    let path = dir.join(run_dir::SUMMARY);
-    let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-    serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))
-}
 
 /// What stands at each place of a plan, and the outcomes of its trials, by id.
 ///
@@ -49,38 +26,30 @@ pub(crate) fn tasks(
     plan: &Plan,
     folder: &Folder,
 ) -> Result<(Vec<Task>, BTreeMap<String, Outcome>)> {
+    // Many places ask for one outcome.
     let seen = RefCell::new(BTreeMap::new());
-    let failed = RefCell::new(None);
-    let keep = |e: Error| {
-        failed.borrow_mut().get_or_insert(e);
+    let outcome = |id: &str| -> Result<Option<Outcome>> {
+        if let Some(known) = seen.borrow().get(id) {
+            return Ok(Clone::clone(known));
+        }
+        let outcome = folder.outcome(id)?;
+        seen.borrow_mut().insert(id.to_owned(), outcome.clone());
+        Ok(outcome)
     };
-    let reached = |id: &str| {
-        let mut seen = seen.borrow_mut();
-        let known = seen
-            .entry(id.to_owned())
-            .or_insert_with(|| folder.outcome(id).map_err(keep).ok().flatten());
-        known.as_ref().map(Outcome::reached)
-    };
+    let reached = |id: &str| Ok(outcome(id)?.as_ref().map(Outcome::reached));
     let asked = |cell: Cell, number: usize| {
-        let asked = optuna::asked(study, folder, cell, number).map_err(keep).ok().flatten();
-        asked.map(|asked| asked.setting)
+        Ok(optuna::asked(study, folder, cell, number)?.map(|asked| asked.setting))
     };
     let tasks = plan.tasks(&Known { reached: &reached, asked: &asked })?;
+    let mut outcomes = BTreeMap::new();
     for task in &tasks {
-        if let Task::Trial(trial) = task {
-            reached(&trial.id);
+        if let Task::Trial(trial) = task
+            && let Some(outcome) = outcome(&trial.id)?
+        {
+            outcomes.insert(trial.id.clone(), outcome);
         }
     }
-    match failed.into_inner() {
-        Some(error) => Err(error),
-        None => Ok((
-            tasks,
-            seen.into_inner()
-                .into_iter()
-                .filter_map(|(id, outcome)| Some((id, outcome?)))
-                .collect(),
-        )),
-    }
+    Ok((tasks, outcomes))
 }
 
 /// Gathers a study's results, as far as there are any.
@@ -93,11 +62,7 @@ pub fn results(
 ) -> Result<Results> {
     let plan = Plan::new(study)?;
     let (tasks, outcomes) = tasks(study, &plan, folder)?;
-    let is_open = |task: &&Task| match task {
-        Task::Trial(trial) => !outcomes.contains_key(&trial.id),
-        Task::Ask | Task::Waits(_) => true,
-        Task::Void => false,
-    };
+    let open = |task: &&Task| !task.is_done(&|id| outcomes.contains_key(id));
     let reader =
         Reader { study, folder, places: plan.places(), tasks: &tasks, outcomes: &outcomes };
     let mut environment = environment;
@@ -111,7 +76,8 @@ pub fn results(
         alpha: study.alpha,
         seeds: study.seeds,
         left_out: study.left_out.clone(),
-        open: tasks.iter().filter(is_open).count(),
+        open: tasks.iter().filter(open).count(),
+        asked: study.search.optuna.is_some(),
         space: study.search.space.iter().map(|(key, space)| (key.clone(), words(space))).collect(),
         search: (study.search.trials, rungs),
         environment,
@@ -236,12 +202,12 @@ pub(super) fn size(spec: &str, classes: usize, side: usize) -> Result<(usize, f6
 }
 
 fn scores(dir: &Path) -> Result<Scores> {
-    let Summary { best_epoch, parts } = summary(dir)?;
+    let train::Scores { best_epoch, parts, .. } = train::Scores::read(dir)?;
     let curve = read_metrics(&dir.join(log::METRICS))?;
     let mut steps: Vec<f64> =
         read_steps(&dir.join(log::STEPS))?.iter().map(|s| s.step_ms).collect();
     steps.sort_by(f64::total_cmp);
-    let step_ms = steps.get(steps.len() / 2).copied().unwrap_or(0.0);
+    let step_ms = percentile(&steps, 0.5).unwrap_or(0.0);
     let (seconds, peak_bytes) = cost(dir)?;
     Ok(Scores { best_epoch: best_epoch.unwrap_or(0), parts, curve, step_ms, seconds, peak_bytes })
 }

@@ -16,7 +16,7 @@ use super::config::{Cell, Study};
 use super::folder::{Folder, Outcome};
 use super::plan::{Stage, Task};
 use super::space::{Range, Setting, Space, name_number};
-use crate::io::write_atomic;
+use crate::io::write_json;
 use crate::{Error, Result};
 
 /// `[search.optuna]`: where settings are asked for.
@@ -90,9 +90,7 @@ pub(super) fn asked(
 
 fn write(study: &Study, folder: &Folder, cell: Cell, number: usize, asked: &Asked) -> Result<()> {
     let path = dir(study, folder, cell).join(format!("{number}.json"));
-    let text =
-        serde_json::to_string_pretty(asked).map_err(|e| Error::file(&path, e.to_string()))?;
-    write_atomic(&path, (text + "\n").as_bytes())
+    write_json(&path, asked)
 }
 
 /// Asks for the setting of a number of a cell's search. `false` where another worker is at this cell.

@@ -4,8 +4,6 @@
 //! setting stands at a place of a later rung, and which the seeds train, follows from the validation scores of the rung before; until those
 //! are there the place waits. Nothing is written down of this: whoever sees the same outcomes makes the same plan.
 
-use toml::Value;
-
 use super::config::{Cell, Study};
 use super::space::{Setting, draw, name_number};
 use crate::config::Config;
@@ -62,6 +60,17 @@ pub enum Task {
     Void,
 }
 
+impl Task {
+    /// Whether nothing is left to do; `done` says so of a trial's id.
+    pub fn is_done(&self, done: &dyn Fn(&str) -> bool) -> bool {
+        match self {
+            Self::Trial(trial) => done(&trial.id),
+            Self::Ask | Self::Waits(_) => false,
+            Self::Void => true,
+        }
+    }
+}
+
 /// What a trial came to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Reached {
@@ -74,9 +83,9 @@ pub enum Reached {
 /// What a plan depends on beside the study.
 pub struct Known<'a> {
     /// What became of the trial of an id; `None` where it is not done.
-    pub reached: &'a dyn Fn(&str) -> Option<Reached>,
+    pub reached: &'a dyn Fn(&str) -> Result<Option<Reached>>,
     /// The setting that was asked for, for a number of a cell's search; `None` where none was. Only studies that ask need it.
-    pub asked: &'a dyn Fn(Cell, usize) -> Option<Setting>,
+    pub asked: &'a dyn Fn(Cell, usize) -> Result<Option<Setting>>,
 }
 
 /// Every place of a study, in the order in which they are worked on.
@@ -134,11 +143,11 @@ impl<'a> Plan<'a> {
         let rungs = sizes(self.study, cell)?.len();
         let (before, rank) = match place.stage {
             Stage::Search { rung: 0, place } => {
-                let drawn = self.drawn(cell, place, known);
+                let drawn = self.drawn(cell, place, known)?;
                 return Ok(drawn.map(|setting| (place, setting)).ok_or(Task::Ask));
             }
             Stage::Seed(_) if rungs == 0 => {
-                let drawn = self.drawn(cell, 0, known);
+                let drawn = self.drawn(cell, 0, known)?;
                 return Ok(drawn.map(|setting| (0, setting)).ok_or(Task::Ask));
             }
             Stage::Search { rung, place } => (rung - 1, place),
@@ -152,7 +161,7 @@ impl<'a> Plan<'a> {
             match task {
                 Task::Void => {}
                 Task::Ask | Task::Waits(_) => waits.push(index),
-                Task::Trial(trial) => match (known.reached)(&trial.id) {
+                Task::Trial(trial) => match (known.reached)(&trial.id)? {
                     None => waits.push(index),
                     Some(Reached::Failed) => {}
                     Some(Reached::Val(score)) => scores.push((score, trial)),
@@ -168,12 +177,12 @@ impl<'a> Plan<'a> {
         Ok(found.ok_or(Task::Void))
     }
 
-    fn drawn(&self, cell: Cell, number: usize, known: &Known) -> Option<Setting> {
+    fn drawn(&self, cell: Cell, number: usize, known: &Known) -> Result<Option<Setting>> {
         let search = &self.study.search;
         if search.optuna.is_some() {
             return (known.asked)(cell, number);
         }
-        Some(draw(search.seed, number, &search.space, self.study.models[cell.model].spec.all()))
+        Ok(Some(draw(search.seed, number, &search.space, self.study.models[cell.model].spec.all())))
     }
 
     fn trial(&self, place: Place, number: usize, setting: Setting) -> Result<Trial> {
@@ -217,18 +226,6 @@ fn first_seed(study: &Study, cell: Cell) -> u64 {
     name_number(&format!("{data}\n{model}")) % 1_000_000 * 1000
 }
 
-/// A setting as words: `lr 0.00321, policy flips, resnet18+ga@4`.
-pub fn describe(setting: &Setting) -> String {
-    let value = |v: &Value| match v {
-        Value::String(text) => text.clone(),
-        Value::Float(x) if *x != 0.0 && !(1e-3..1e4).contains(&x.abs()) => format!("{x:e}"),
-        other => other.to_string(),
-    };
-    let name = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
-    let values = setting.values.iter().map(|(key, v)| format!("{} {}", name(key), value(v)));
-    values.chain([setting.spec.clone()]).collect::<Vec<_>>().join(", ")
-}
-
 /// Refuses an index that no place has.
 pub fn check_index(index: usize, places: usize) -> Result<()> {
     if index < places {
@@ -255,7 +252,7 @@ mod tests {
     }
 
     fn tasks_of(plan: &Plan, reached: &dyn Fn(&str) -> Option<Reached>) -> Result<Vec<Task>> {
-        plan.tasks(&Known { reached, asked: &|_, _| None })
+        plan.tasks(&Known { reached: &|id| Ok(reached(id)), asked: &|_, _| Ok(None) })
     }
 
     fn trials(tasks: &[Task]) -> Vec<&Trial> {
@@ -387,17 +384,5 @@ mod tests {
             before.len() + 4,
             "equal models under two names have seeds of their own"
         );
-    }
-
-    #[test]
-    fn settings_in_words() {
-        let setting = Setting {
-            values: vec![
-                ("optim.lr".into(), Value::Float(3.21e-5)),
-                ("augment.policy".into(), Value::String("flips".into())),
-            ],
-            spec: "resnet18+ga@4".into(),
-        };
-        assert_eq!(describe(&setting), "lr 3.21e-5, policy flips, resnet18+ga@4");
     }
 }

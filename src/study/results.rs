@@ -21,6 +21,8 @@ pub struct Results {
     pub left_out: Vec<String>,
     /// Trials that are not done.
     pub open: usize,
+    /// Whether settings were asked of Optuna instead of drawn.
+    pub asked: bool,
     /// What was searched, a line a key: `optim.lr`, `0.0001 to 0.1, log`.
     pub space: Vec<(String, String)>,
     /// Settings drawn for each model, and epochs of the rungs.

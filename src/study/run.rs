@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use super::config::Keep;
 use super::folder::{Folder, Outcome};
-use super::gather;
 use super::plan::{Stage, Trial};
-use crate::train::{checkpoint, run_dir};
+use crate::io::{Locked, machine};
+use crate::train::{Scores, checkpoint, run_dir};
 use crate::{Error, Result};
 
 /// How often a run whose process was killed is taken up again before it counts as failed: a machine out of memory kills, and would again.
@@ -42,7 +42,7 @@ impl Runner {
             attempts += 1;
             let (status, said) = self.train(&dir, &config)?;
             if status.success() {
-                break match gather::summary(&dir)?.val() {
+                break match val(&Scores::read(&dir)?) {
                     Some(val) => (Some(val), None),
                     None => (None, Some("the validation part has no balanced accuracy".into())),
                 };
@@ -65,7 +65,7 @@ impl Runner {
                 }
             }
         };
-        let by = format!("{} {}", host(), std::process::id());
+        let by = format!("{} {}", machine::name(), std::process::id());
         let outcome = Outcome { val_balanced_accuracy: val, error, attempts, by };
         folder.finish(&trial.id, &outcome)?;
         self.clean(&dir, trial.place.stage)?;
@@ -75,12 +75,8 @@ impl Runner {
     /// Trains in a process of its own; its exit status, and the error that it named.
     fn train(&self, dir: &Path, config: &Path) -> Result<(ExitStatus, Option<String>)> {
         // What an earlier worker left behind stops as soon as it sees that its parent is gone.
-        loop {
-            match run_dir::lock(dir) {
-                Ok(_) => break,
-                Err(Error::Usage(_)) => std::thread::sleep(Duration::from_millis(100)),
-                Err(other) => return Err(other),
-            }
+        while matches!(run_dir::try_lock(dir)?, Locked::Busy) {
+            std::thread::sleep(Duration::from_millis(100));
         }
         let path = dir.join("log.txt");
         let io = |e| Error::io(&path, e);
@@ -140,19 +136,15 @@ impl Runner {
     }
 }
 
+/// A run's balanced accuracy on the validation part.
+fn val(scores: &Scores) -> Option<f64> {
+    scores.parts.iter().find(|p| p.part == "val")?.balanced_accuracy
+}
+
 /// Whether a run failed for what it is (its settings, its model, its hunger for memory) and would again, rather than for what surrounds it:
 /// a full disk, a picture that cannot be read, a device that is gone.
 fn is_the_models(code: i32, said: &str) -> bool {
     const USAGE: i32 = 2;
     const PANIC: i32 = 101;
     [USAGE, PANIC].contains(&code) || said.starts_with("training: ") || said.contains("memory")
-}
-
-/// The name of this machine, as its system has it.
-pub(super) fn host() -> String {
-    let file = fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let name = file
-        .or_else(|| std::env::var("HOSTNAME").ok())
-        .or_else(|| std::env::var("COMPUTERNAME").ok());
-    name.map_or_else(|| "unknown".into(), |name| name.trim().to_owned())
 }

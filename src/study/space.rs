@@ -97,6 +97,14 @@ pub struct Setting {
     pub spec: String,
 }
 
+impl Setting {
+    /// Keys and values on a line: `optim.lr = 0.00321, augment.policy = "flips"`.
+    pub fn text(&self) -> String {
+        let pairs = self.values.iter().map(|(key, value)| format!("{key} = {value}"));
+        pairs.collect::<Vec<_>>().join(", ")
+    }
+}
+
 /// Draws setting number `index` of a search.
 ///
 /// It depends on seed, number and key alone: every model on every data set tries the same values, and a key more or less leaves the others as

@@ -9,7 +9,7 @@ use super::config::Study;
 use super::folder::{Folder, Outcome};
 use super::gather;
 use super::optuna;
-use super::plan::{Plan, Stage, Task, Trial, describe};
+use super::plan::{Plan, Stage, Task, Trial};
 use super::run::Runner;
 use crate::train::Progress;
 use crate::train::images;
@@ -88,7 +88,7 @@ impl Work {
         })?;
         let (tasks, outcomes) = gather::tasks(study, &shared.plan, folder)?;
         let open =
-            tasks.iter().filter(|task| !is_done(task, &|id| outcomes.contains_key(id))).count();
+            tasks.iter().filter(|task| !task.is_done(&|id| outcomes.contains_key(id))).count();
         let failed = outcomes.values().filter(|o| o.error.is_some()).count();
         let judges = shared.plan.places().iter().map(|place| matches!(place.stage, Stage::Seed(_)));
         let lost = |task: &Task| match task {
@@ -99,15 +99,6 @@ impl Work {
         let unjudged = judges.zip(&tasks).filter(|(judges, task)| *judges && lost(task)).count();
         let ran = shared.ran.lock().map_or(0, |ran| *ran);
         Ok(Worked { ran, failed, unjudged, open })
-    }
-}
-
-/// Whether nothing is left to do at a place.
-fn is_done(task: &Task, done: &impl Fn(&str) -> bool) -> bool {
-    match task {
-        Task::Trial(trial) => done(&trial.id),
-        Task::Ask | Task::Waits(_) => false,
-        Task::Void => true,
     }
 }
 
@@ -181,7 +172,7 @@ impl Shared<'_> {
                 optuna::tell(self.study, self.folder, &tasks, |id| outcomes.get(id).cloned())?;
             }
             let wanted = self.wanted(&tasks);
-            if wanted.iter().all(|&index| is_done(&tasks[index], &done)) {
+            if wanted.iter().all(|&index| tasks[index].is_done(&done)) {
                 return Ok(());
             }
             let mut took = false;
@@ -260,13 +251,14 @@ impl Shared<'_> {
             (None, error) => format!("FAILED: {}", error.as_deref().unwrap_or("no reason given")),
         };
         self.work.progress.line(&format!(
-            "[{index:>3} of {}]  {}  {}  {}: {result}  {:.0} s  ({})",
+            "[{index:>3} of {}]  {}  {}  {}: {result}  {:.0} s  ({}; {})",
             self.plan.places().len(),
             data.name,
             model.name,
             stage(trial),
             took.as_secs_f64(),
-            describe(&trial.setting)
+            trial.setting.spec,
+            trial.setting.text()
         ));
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::log::{STEPS, read_steps};
-use crate::io::write_atomic;
+use crate::io::write_json;
 use crate::{Device, Error, Result};
 
 /// The file in a run directory.
@@ -56,9 +56,6 @@ impl Cost {
             seconds: earlier + seconds,
             memory_peak_bytes: peak.max(device.memory().peak),
         };
-        let path = dir.join(FILE_NAME);
-        let text =
-            serde_json::to_string_pretty(&cost).map_err(|e| Error::file(&path, e.to_string()))?;
-        write_atomic(&path, (text + "\n").as_bytes())
+        write_json(&dir.join(FILE_NAME), &cost)
     }
 }

@@ -24,6 +24,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 pub mod checkpoint;
 pub mod cost;
 mod ema;
@@ -52,13 +54,28 @@ pub use trained::Trained;
 
 use crate::config::{Config, Precision};
 use crate::data::Format;
-use crate::io::{paths, write_atomic};
+use crate::io::{paths, write_atomic, write_json};
 use crate::{Error, Result};
 use checkpoint::State;
 use cost::Cost;
 use images::Images;
 use log::RunLog;
 use session::{Parts, Session};
+
+/// What a run reached, as its `summary.json` holds it: the same for every run of a config.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Scores {
+    /// The model string.
+    pub model: String,
+    /// Where the images came from.
+    pub data: String,
+    /// Learned numbers of the model.
+    pub parameters: usize,
+    /// Epoch (from 1) of the best checkpoint; none where no epoch was begun.
+    pub best_epoch: Option<u64>,
+    /// Metrics of the best checkpoint on the parts other than the training part.
+    pub parts: Vec<PartMetrics>,
+}
 
 /// What came out of a run.
 #[derive(Debug, Clone)]
@@ -93,7 +110,7 @@ pub fn run(config: &Config, progress: Progress) -> Result<Summary> {
     let parts = Parts::new(config, None)?;
     parts.load_pretrained(config, progress)?;
     let dir = run_dir::create(config)?;
-    let _lock = run_dir::lock(&dir)?;
+    let _lock = run_dir::take(&dir)?;
     begin(config, progress, &dir, parts, start)
 }
 
@@ -140,7 +157,7 @@ pub fn resume(config: &Config, progress: Progress) -> Result<Summary> {
             dir.join(checkpoint::CONFIG).display()
         )));
     }
-    let _lock = run_dir::lock(&dir)?;
+    let _lock = run_dir::take(&dir)?;
     let last = dir.join(checkpoint::LAST);
     checkpoint::recover(&dir.join(checkpoint::BEST))?;
     let resumable = checkpoint::recover(&last)?;
@@ -290,17 +307,14 @@ fn finish(
     session.fit()?;
     let parts = session.score_best()?;
     let best = session.best();
-    let report = serde_json::json!({
-        "model": config.model.name,
-        "data": config.data.path,
-        "parameters": session.parameters(),
-        "best_epoch": best.map(|b| b.epoch),
-        "parts": &parts,
-    });
-    let mut text =
-        serde_json::to_string_pretty(&report).map_err(|e| Error::Training(e.to_string()))?;
-    text.push('\n');
-    write_atomic(&dir.join(run_dir::SUMMARY), text.as_bytes())?;
+    let scores = Scores {
+        model: config.model.name.clone(),
+        data: config.data.path.clone(),
+        parameters: session.parameters(),
+        best_epoch: best.map(|b| b.epoch),
+        parts,
+    };
+    write_json(&dir.join(run_dir::SUMMARY), &scores)?;
     let seconds = start.elapsed().as_secs_f64();
     Cost::add(earlier, seconds, session.device(), dir)?;
     let summary = Summary {
@@ -309,11 +323,20 @@ fn finish(
         max_steps: config.train.max_steps,
         best_epoch: best.map_or(0, |b| b.epoch),
         parameters: session.parameters(),
-        parts,
+        parts: scores.parts,
         seconds,
     };
     summary.print(progress);
     Ok(summary)
+}
+
+impl Scores {
+    /// Those of the finished run in `dir`. Errors: `Io`; `File` for something that no run wrote.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(run_dir::SUMMARY);
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+        serde_json::from_str(&text).map_err(|e| Error::file(&path, e.to_string()))
+    }
 }
 
 impl Summary {

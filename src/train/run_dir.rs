@@ -1,11 +1,10 @@
 //! The run directory: where it lies, and what a newcomer finds in it.
 
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use super::checkpoint;
 use crate::config::Config;
-use crate::io::paths;
+use crate::io::{Locked, lock, paths};
 use crate::{Error, Result};
 
 /// Items by part, written once when the run begins.
@@ -31,21 +30,21 @@ pub fn create(config: &Config) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Takes the directory for this process until the file is dropped or the process ends, however it ends.
+/// Takes the directory for this process; with another process in it, `Busy`. A file system without locks: better unguarded than not at all.
+pub(crate) fn try_lock(dir: &Path) -> Result<Locked> {
+    lock(&dir.join(LOCK))
+}
+
+/// Takes the directory for this process until what it returns is dropped or the process ends, however it ends.
 ///
 /// Errors: `Usage` where another process has it.
-pub(crate) fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join(LOCK);
-    let open = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = open.map_err(|e| Error::io(&path, e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::usage(format!(
+pub(super) fn take(dir: &Path) -> Result<Locked> {
+    match try_lock(dir)? {
+        Locked::Busy => Err(Error::usage(format!(
             "{}: another process is training in this directory; stop it or wait for its end",
             dir.display()
         ))),
-        // A file system without locks: better unguarded than not at all.
-        Err(TryLockError::Error(_)) => Ok(file),
+        locked => Ok(locked),
     }
 }
 
@@ -128,11 +127,11 @@ mod tests {
     #[test]
     fn one_process_at_a_time() {
         let root = tempfile::tempdir().expect("a folder");
-        let held = lock(root.path()).expect("free");
-        let error = lock(root.path()).expect_err("held").to_string();
+        let held = take(root.path()).expect("free");
+        let error = take(root.path()).map(|_| ()).expect_err("held").to_string();
         assert!(error.contains("another process is training in this directory"), "{error}");
         drop(held);
-        lock(root.path()).expect("free again");
+        take(root.path()).expect("free again");
     }
 
     #[test]

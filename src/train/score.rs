@@ -13,7 +13,7 @@ use super::run_dir;
 use super::session::open_device;
 use crate::config::Config;
 use crate::data::{Dataset, Part, Split};
-use crate::io::{paths, safetensors};
+use crate::io::{paths, safetensors, write_json};
 use crate::models::{Load, Model, Spec};
 use crate::{Device, Error, Result};
 
@@ -249,11 +249,6 @@ fn folder(parent: &Path, name: &str, subject: &Value) -> PathBuf {
         serde_json::from_str(&std::fs::read_to_string(dir.join(SUBJECT)).ok()?).ok()
     };
     run_dir::numbered(parent, name, |dir| !dir.exists() || of(dir).as_ref() == Some(subject))
-}
-
-fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Training(e.to_string()))?;
-    crate::io::write_atomic(path, (text + "\n").as_bytes())
 }
 
 /// For each class of the data, its number in the model, by name.

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use super::tables::{place, setting, verdict};
+use super::tables::{place, verdict};
 use crate::stats::Interval;
 use crate::study::compare::{Comparison, Findings, JUDGED, Judged};
 use crate::study::results::{DataResults, ModelResults, Results, Run};
+use crate::study::space::Setting;
 use crate::study::verdict::names;
 
 fn text(head: &[&str], rows: Vec<Vec<String>>) -> String {
@@ -63,7 +64,7 @@ pub(super) fn models(results: &Results, findings: &Findings) -> String {
             model.name.clone(),
             cell(model.baseline.map(|b| &data.models[b].name)),
             cell(winner.map(|w| &w.spec)),
-            cell(winner.map(setting)),
+            cell(winner.map(Setting::text)),
             cell(winner.map(|_| model.parameters)),
             cell(winner.map(|_| model.flop)),
         ];
@@ -169,7 +170,7 @@ pub(super) fn search(results: &Results, dir: &Path) -> String {
             t.epochs.to_string(),
             t.number.to_string(),
             t.setting.spec.clone(),
-            setting(&t.setting),
+            t.setting.text(),
             cell(t.val.as_ref().ok()),
             won.to_string(),
             place(&t.dir, dir),

@@ -130,9 +130,12 @@ fn comparisons(results: &Results, findings: &Findings) -> Vec<Block> {
 fn search(results: &Results, dir: &Path) -> Vec<Block> {
     let (drawn, epochs) = &results.search;
     let rungs: Vec<String> = epochs.iter().map(|e| e.to_string()).collect();
+    let how = match results.asked {
+        true => "asked of Optuna for each model",
+        false => "drawn at random and the same for all models",
+    };
     let mut blocks = vec![Block::Text(format!(
-        "Each model on each data set had the same budget: {drawn} {}, drawn at random and the same for all models, unless study.toml has them \
-         asked of Optuna. Successive halving: all of them were trained for the first number of epochs, the best by validation balanced \
+        "Each model on each data set had the same budget: {drawn} {}, {how}. Successive halving: all of them were trained for the first number of epochs, the best by validation balanced \
          accuracy anew for the next ({} epochs). The best of the last rung won. Model strings, where a model names several, were searched \
          too.",
         if *drawn == 1 { "setting" } else { "settings" },

@@ -6,7 +6,6 @@ use crate::html::Table;
 use crate::stats;
 use crate::study::compare::{Comparison, Findings, JUDGED, Judged, Verdict};
 use crate::study::results::{DataResults, ModelResults, Results, Scores, Tried};
-use crate::study::space::Setting;
 use crate::study::verdict::{names, p_value, points, signed, span};
 
 const MIB: f64 = (1 << 20) as f64;
@@ -18,12 +17,6 @@ fn table(caption: String, head: &[&str], rows: Vec<Vec<String>>) -> Table {
 /// A run directory as seen from the study's folder.
 pub(super) fn place(run: &Path, dir: &Path) -> String {
     run.strip_prefix(dir).unwrap_or(run).display().to_string()
-}
-
-/// A setting on one line.
-pub(super) fn setting(setting: &Setting) -> String {
-    let pairs = setting.values.iter().map(|(key, value)| format!("{key} = {value}"));
-    pairs.collect::<Vec<_>>().join(", ")
 }
 
 /// The median over a model's seeds of something that is above 0 where it is known.
@@ -164,7 +157,7 @@ pub(super) fn winners(data: &DataResults) -> Option<Table> {
         Some(vec![
             m.name.clone(),
             winner.spec.clone(),
-            setting(winner),
+            winner.text(),
             duration(search),
             duration(seeds),
         ])
@@ -196,7 +189,7 @@ pub(super) fn rungs(data: &DataResults) -> Option<Table> {
                 failed.to_string(),
                 or_dash(best.map(|b| b.1), points),
                 best.map_or("-".into(), |(t, _)| {
-                    format!("{}: {}, {}", t.number, t.setting.spec, setting(&t.setting))
+                    format!("{}: {}, {}", t.number, t.setting.spec, t.setting.text())
                 }),
                 duration(all.iter().map(|t| t.seconds).sum()),
             ]);
@@ -214,7 +207,7 @@ pub(super) fn tried(data: &DataResults, dir: &Path) -> Option<Table> {
             (t.rung + 1).to_string(),
             t.number.to_string(),
             t.setting.spec.clone(),
-            setting(&t.setting),
+            t.setting.text(),
             t.val.as_ref().map_or("failed".into(), |v| points(*v)),
             duration(t.seconds),
             place(&t.dir, dir),
