@@ -12,17 +12,19 @@ fn every_op_on_every_device() {
     assert!(outcome.records.iter().any(|r| r.device == "cpu"));
 }
 
-/// The kernels of ops that have variants for software or subgroups, as an adapter without either runs them.
+/// The kernels of ops that have variants, as an adapter without subgroups runs them and as hardware does.
 #[test]
-fn base_kernels_of_ops_with_variants() {
-    if let Err(error) = Device::new("wgpu-base") {
-        println!("skipped, no adapter: {error}");
-        return;
-    }
-    for op in ["conv2d", "linear", "conv_block", "global_attention"] {
-        let (devices, op) = ("wgpu-base".into(), Some(op.into()));
-        let outcome = run(&Options { devices, op, ..Options::default() }, &mut |_| {}).unwrap();
-        assert!(outcome.passed() && !outcome.records.is_empty(), "\n{outcome}");
-        assert!(outcome.records.iter().all(|r| r.device.starts_with("wgpu-base")));
+fn kernels_that_this_adapter_would_not_choose() {
+    for device in ["wgpu-base", "wgpu-tiled"] {
+        if let Err(error) = Device::new(device) {
+            println!("{device} skipped, no adapter: {error}");
+            continue;
+        }
+        for op in ["conv2d", "linear", "conv_block", "global_attention"] {
+            let (devices, op) = (device.into(), Some(op.into()));
+            let outcome = run(&Options { devices, op, ..Options::default() }, &mut |_| {}).unwrap();
+            assert!(outcome.passed() && !outcome.records.is_empty(), "\n{outcome}");
+            assert!(outcome.records.iter().all(|r| r.device.starts_with(device)));
+        }
     }
 }

@@ -87,6 +87,7 @@ impl CpuBackend {
             workgroup_memory: 0,
             max_invocations: 1,
             subgroup: None,
+            tiles: false,
             f16: false,
             half: &[DType::F16, DType::BF16],
             max_binding: u64::MAX,

@@ -160,6 +160,7 @@ impl CudaBackend {
             workgroup_memory: shared as u32,
             max_invocations: threads as u32,
             subgroup: Some((32, 32)),
+            tiles: false,
             f16: true,
             half: if capability >= 80 { &[DType::F16, DType::BF16] } else { &[] },
             max_binding: memory as u64,

@@ -154,6 +154,7 @@ impl EmulatedBackend {
             workgroup_memory: 99 * 1024,
             max_invocations: 1024,
             subgroup: Some((32, 32)),
+            tiles: false,
             f16: true,
             half: &[DType::F16, DType::BF16],
             max_binding: u64::MAX,

@@ -45,7 +45,7 @@ pub(crate) fn cuda_kernels() -> String {
 /// What a device is and can do; `plan` functions choose kernel variants by it.
 #[derive(Clone, Debug)]
 pub struct Caps {
-    /// Canonical device string: `cpu`, `wgpu:0`, `wgpu-base:0`, `cuda:0`, `cuda-emu`.
+    /// Canonical device string: `cpu`, `wgpu:0`, `wgpu-base:0`, `wgpu-tiled:0`, `cuda:0`, `cuda-emu`.
     pub name: String,
     /// The hardware's own name.
     pub adapter: String,
@@ -57,6 +57,8 @@ pub struct Caps {
     pub max_invocations: u32,
     /// Subgroup (warp) sizes, least and greatest, where kernels may use subgroup operations.
     pub subgroup: Option<(u32, u32)>,
+    /// Whether WGSL kernels gain by sharing tiles in workgroup memory, and have room for them: hardware.
+    pub tiles: bool,
     /// Whether kernels may compute with 16-bit floats.
     pub f16: bool,
     /// The 16-bit types that kernels take tensors in: f16 and bf16, f16 alone, or none.

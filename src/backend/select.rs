@@ -1,6 +1,8 @@
 //! From a device string to a device.
 
 use super::{Caps, Device};
+#[cfg(feature = "wgpu")]
+use super::wgpu::Variants;
 use crate::error::{Error, Result};
 
 /// One device that could be asked for, as `doctor` shows it.
@@ -16,7 +18,7 @@ pub struct DeviceReport {
 
 /// What a device string may be.
 const EXPECTED: &str =
-    "auto, cpu, wgpu, wgpu:INDEX, wgpu:PART-OF-NAME, wgpu-base, cuda:INDEX or cuda-emu";
+    "auto, cpu, wgpu, wgpu:INDEX, wgpu:PART-OF-NAME, wgpu-base, wgpu-tiled, cuda:INDEX or cuda-emu";
 
 /// How to get a Vulkan driver, for messages.
 #[cfg(feature = "wgpu")]
@@ -25,8 +27,9 @@ const NO_ADAPTER: &str = "no GPU adapter found; install a Vulkan driver (Debian/
 
 impl Device {
     /// Opens a device: `auto`, `cpu`, `wgpu`, `wgpu:1` (by index), `wgpu:nvidia` (by part of the adapter's name), `cuda:0`,
-    /// `wgpu-base` (an adapter as one without subgroups, for tests of the kernels that all adapters can run), or `cuda-emu` (the CUDA
-    /// kernels on the host, for tests, in builds with that feature).
+    /// `wgpu-base` (an adapter as one without subgroups, for tests of the kernels that all adapters can run), `wgpu-tiled` (software as
+    /// if it were hardware, for tests of the kernels with tiles in workgroup memory), or `cuda-emu` (the CUDA kernels on the host, for
+    /// tests, in builds with that feature).
     ///
     /// `auto` takes a hardware GPU where there is one, else the CPU.
     ///
@@ -37,8 +40,7 @@ impl Device {
         match (kind, which) {
             ("cpu", None) => Ok(Self::cpu()),
             ("auto", None) => Ok(hardware().unwrap_or_else(Self::cpu)),
-            ("wgpu", _) => open_wgpu(which, true),
-            ("wgpu-base", _) => open_wgpu(which, false),
+            ("wgpu" | "wgpu-base" | "wgpu-tiled", _) => open_wgpu(kind, which),
             ("cuda", _) => open_cuda(which),
             ("cuda-emu", None) => open_emulated(),
             _ => Err(Error::usage(format!("unknown device '{name}': expected {EXPECTED}"))),
@@ -47,13 +49,12 @@ impl Device {
 }
 
 fn hardware() -> Option<Device> {
-    let wgpu = || open_wgpu(None, true).ok().filter(|d| !d.caps().software);
+    let wgpu = || open_wgpu("wgpu", None).ok().filter(|d| !d.caps().software);
     open_cuda(None).ok().or_else(wgpu)
 }
 
 #[cfg(feature = "wgpu")]
-/// `all`: with whatever the adapter has beyond the base.
-fn open_wgpu(which: Option<&str>, all: bool) -> Result<Device> {
+fn open_wgpu(kind: &str, which: Option<&str>) -> Result<Device> {
     let adapters = super::wgpu_adapters::adapters();
     if adapters.is_empty() {
         return Err(Error::device("wgpu", NO_ADAPTER));
@@ -72,14 +73,18 @@ fn open_wgpu(which: Option<&str>, all: bool) -> Result<Device> {
         let message = format!("no such adapter; there are: {}", list.join(", "));
         return Err(Error::device(format!("wgpu:{}", which.unwrap_or("0")), message));
     };
-    let kind = if all { "wgpu" } else { "wgpu-base" };
+    let variants = match kind {
+        "wgpu-base" => Variants::Base,
+        "wgpu-tiled" => Variants::Tiled,
+        _ => Variants::Best,
+    };
     let name = format!("{kind}:{index}");
-    let backend = super::wgpu::WgpuBackend::open(&name, &adapters[index], all)?;
+    let backend = super::wgpu::WgpuBackend::open(&name, &adapters[index], variants)?;
     Ok(Device::from_backend(Box::new(backend)))
 }
 
 #[cfg(not(feature = "wgpu"))]
-fn open_wgpu(_: Option<&str>, _: bool) -> Result<Device> {
+fn open_wgpu(_: &str, _: Option<&str>) -> Result<Device> {
     Err(Error::device("wgpu", "this build has no wgpu; build with `--features wgpu`"))
 }
 
@@ -137,7 +142,7 @@ pub fn device_reports() -> Vec<DeviceReport> {
         }
         for (i, adapter) in adapters.iter().enumerate() {
             let name = format!("wgpu:{i}");
-            match super::wgpu::WgpuBackend::open(&name, adapter, true) {
+            match super::wgpu::WgpuBackend::open(&name, adapter, Variants::Best) {
                 Ok(backend) => reports.push(usable(&Device::from_backend(Box::new(backend)))),
                 Err(e) => reports.push(missing(&name, e.to_string())),
             }

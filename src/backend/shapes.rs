@@ -16,6 +16,7 @@ pub(super) fn backend() -> Box<dyn Backend> {
         workgroup_memory: 0,
         max_invocations: 1,
         subgroup: None,
+        tiles: false,
         f16: false,
         half: &[],
         max_binding: u64::MAX,

@@ -18,6 +18,21 @@ const BATCH: usize = 128;
 /// Parameter blocks start at multiples of this (WebGPU's `minUniformBufferOffsetAlignment`).
 const PARAM_ALIGN: usize = 256;
 
+/// Which of an adapter's kernels are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Variants {
+    /// Those that suit it.
+    Best,
+    /// Those that any adapter can run.
+    Base,
+    /// Those for hardware, with tiles in workgroup memory.
+    Tiled,
+}
+
+/// What tiles in workgroup memory take, WebGPU's defaults: bytes, and invocations of a workgroup.
+const TILE_BYTES: u32 = 16 << 10;
+const TILE_INVOCATIONS: u32 = 256;
+
 pub(crate) struct WgpuBackend {
     caps: Caps,
     device: wgpu::Device,
@@ -79,8 +94,8 @@ fn raw(buffer: &Buffer) -> &wgpu::Buffer {
 }
 
 impl WgpuBackend {
-    /// Opens the adapter; `name` is its canonical device string. Where not `all` of its features are wanted, kernels find no subgroups.
-    pub(crate) fn open(name: &str, adapter: &wgpu::Adapter, all: bool) -> Result<Self> {
+    /// Opens the adapter; `name` is its canonical device string.
+    pub(crate) fn open(name: &str, adapter: &wgpu::Adapter, variants: Variants) -> Result<Self> {
         let info = adapter.get_info();
         let offered = adapter.limits();
         // The base kernels need no more than the defaults; what the adapter has beyond them lets models grow and variants be chosen.
@@ -106,7 +121,8 @@ impl WgpuBackend {
             return Err(Error::device(name, message));
         }
         let base = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16;
-        let optional = if all { base | wgpu::Features::SUBGROUP } else { base };
+        let best = variants == Variants::Best;
+        let optional = if best { base | wgpu::Features::SUBGROUP } else { base };
         let features = adapter.features() & optional;
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("attn2d"),
@@ -128,18 +144,22 @@ impl WgpuBackend {
             }
         });
         let f16 = features.contains(wgpu::Features::SHADER_F16);
+        let software = info.device_type == wgpu::DeviceType::Cpu;
+        let fits = limits.max_compute_workgroup_storage_size >= TILE_BYTES
+            && limits.max_compute_invocations_per_workgroup >= TILE_INVOCATIONS;
         let caps = Caps {
             name: name.into(),
             adapter: format!(
                 "{} ({:?}, {} {})",
                 info.name, info.backend, info.driver, info.driver_info
             ),
-            software: info.device_type == wgpu::DeviceType::Cpu,
+            software,
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             max_invocations: limits.max_compute_invocations_per_workgroup,
             subgroup: features
                 .contains(wgpu::Features::SUBGROUP)
                 .then_some((info.subgroup_min_size, info.subgroup_max_size)),
+            tiles: fits && (variants == Variants::Tiled || best && !software),
             half: if f16 { &[DType::F16] } else { &[] },
             f16,
             max_binding: limits.max_storage_buffer_binding_size,
