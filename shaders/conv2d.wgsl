@@ -2,7 +2,7 @@
 // reads its operands where they lie. Each invocation of a workgroup takes other pixels (weight gradient: other weight
 // columns) but the same output channels, so half of the loads are the same for the whole workgroup; where there are few pixels,
 // rows of eight invocations share channels instead. The vec4 variants want channel counts that are multiples of 4; the others take
-// any. All sums are gathered, in a fixed order. conv2d_wide.wgsl has variants for software.
+// any. All sums are gathered, in a fixed order. conv2d_wide.wgsl has variants for software, conv2d_tiled.wgsl for hardware.
 
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 @group(0) @binding(1) var<storage, read> a4: array<vec4f>;

@@ -2,7 +2,7 @@
 // y, or with a whole norm. They have no bias.
 
 // ------------------------------------------------------------------------------------------------ statistics
-// Mean and sum of squared deviations from it of each channel over a workgroup's pixels: part [blocks of 256 pixels (few: 32), 2, o]. Both are taken of
+// Mean and sum of squared deviations from it of each channel over a workgroup's pixels: part [blocks of 256 pixels (few: 32; conv2d_tiled.wgsl: 64), 2, o]. Both are taken of
 // the sums in registers, one after the other, so a mean far from zero costs no accuracy. Pixels past the last do not count.
 
 @group(0) @binding(3) var<storage, read_write> part: array<f32>;
@@ -96,19 +96,18 @@ fn sigmoid(x: f32) -> f32 {
     return select(e, 1.0, x >= 0.0) / (1.0 + e);
 }
 
-fn store_norm(pixel: u32, inside: bool, first: u32, sums: vec4f) {
-    if inside {
-        for (var j = 0u; j < 4u; j++) {
-            let o = first + j;
-            if o < p.o {
-                var z = (sums[j] - table[o]) * table[2u * p.o + o] + table[3u * p.o + o];
-                if p.residual != 0u { z += residual[pixel * p.o + o]; }
-                if p.act == 1u { z = select(z, 0.0, z < 0.0); }
-                if p.act == 2u { z *= sigmoid(z); }
-                norm_y[pixel * p.o + o] = z;
-            }
-        }
+fn store_one_norm(pixel: u32, inside: bool, o: u32, sum: f32) {
+    if inside && o < p.o {
+        var z = (sum - table[o]) * table[2u * p.o + o] + table[3u * p.o + o];
+        if p.residual != 0u { z += residual[pixel * p.o + o]; }
+        if p.act == 1u { z = select(z, 0.0, z < 0.0); }
+        if p.act == 2u { z *= sigmoid(z); }
+        norm_y[pixel * p.o + o] = z;
     }
+}
+
+fn store_norm(pixel: u32, inside: bool, o: u32, sums: vec4f) {
+    for (var j = 0u; j < 4u; j++) { store_one_norm(pixel, inside, o + j, sums[j]); }
 }
 
 fn store_norms(t: Quad, o: u32, s: Sums) {

@@ -17,6 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const BATCH: usize = 128;
 /// Parameter blocks start at multiples of this (WebGPU's `minUniformBufferOffsetAlignment`).
 const PARAM_ALIGN: usize = 256;
+/// Bind groups that are kept: several times what the training step of a deep network uses.
+const GROUPS: usize = 16 << 10;
 
 /// Which of an adapter's kernels are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,8 @@ pub(crate) struct WgpuBackend {
 
 struct State {
     pipelines: HashMap<(*const u8, &'static str, DType), Arc<Pipeline>>,
+    /// What a step binds it binds again in the next: by pipeline and the ranges bound.
+    groups: HashMap<(*const Pipeline, Vec<Range>), wgpu::BindGroup>,
     pending: Vec<Command>,
     arena: wgpu::Buffer,
     params: Vec<u8>,
@@ -53,8 +57,32 @@ struct State {
     profile: Vec<KernelTime>,
 }
 
-// SAFETY: the pointer in the pipelines' key is only compared, never followed.
+// SAFETY: the pointers in the keys of pipelines and groups are only compared, never followed.
 unsafe impl Send for State {}
+
+/// A bound part of a buffer, in bytes.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Range {
+    buffer: wgpu::Buffer,
+    offset: u64,
+    bytes: u64,
+}
+
+impl Range {
+    fn of(slot: &Slot<'_>) -> Self {
+        // An odd number of f16 ends inside a word, which belongs to the tensor.
+        let bytes = slot.bytes.next_multiple_of(4) as u64;
+        Self { buffer: raw(slot.buffer).clone(), offset: slot.offset as u64, bytes }
+    }
+
+    fn resource(&self) -> wgpu::BindingResource<'_> {
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: &self.buffer,
+            offset: self.offset,
+            size: std::num::NonZeroU64::new(self.bytes),
+        })
+    }
+}
 
 struct Pipeline {
     pipeline: wgpu::ComputePipeline,
@@ -66,6 +94,8 @@ enum Command {
         entry: &'static str,
         pipeline: Arc<Pipeline>,
         group: wgpu::BindGroup,
+        /// Where its parameters start in the arena.
+        params: u32,
         grid: [u32; 3],
     },
     Copy {
@@ -173,6 +203,7 @@ impl WgpuBackend {
         });
         let state = State {
             pipelines: HashMap::new(),
+            groups: HashMap::new(),
             pending: Vec::new(),
             arena,
             params: Vec::new(),
@@ -267,6 +298,38 @@ impl WgpuBackend {
         let made = Arc::new(Pipeline { pipeline, layout });
         state.pipelines.insert(key, made.clone());
         Ok(made)
+    }
+
+    /// The bind group of a launch; parameters are bound at an offset that the dispatch gives.
+    fn group(
+        &self,
+        state: &mut State,
+        entry: &'static str,
+        pipeline: &Arc<Pipeline>,
+        (params, slots): (usize, &[Slot<'_>]),
+    ) -> wgpu::BindGroup {
+        let ranges: Vec<Range> = slots.iter().map(Range::of).collect();
+        let key = (Arc::as_ptr(pipeline), ranges);
+        if let Some(found) = state.groups.get(&key) {
+            return found.clone();
+        }
+        let bytes = params.next_multiple_of(16) as u64;
+        let arena = Range { buffer: state.arena.clone(), offset: 0, bytes };
+        let entries: Vec<_> = std::iter::once(&arena)
+            .chain(&key.1)
+            .zip(0..)
+            .map(|(range, binding)| wgpu::BindGroupEntry { binding, resource: range.resource() })
+            .collect();
+        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(entry),
+            layout: &pipeline.layout,
+            entries: &entries,
+        });
+        if state.groups.len() >= GROUPS {
+            state.groups.clear();
+        }
+        state.groups.insert(key, group.clone());
+        group
     }
 
     /// Sends what is pending to the GPU.
@@ -397,16 +460,17 @@ fn note(fault: &Mutex<Option<String>>, message: String) {
 }
 
 fn layout_entries(kernel: &Kernel) -> Vec<wgpu::BindGroupLayoutEntry> {
-    let entry = |binding: usize, ty| wgpu::BindGroupLayoutEntry {
+    let entry = |binding: usize, ty, has_dynamic_offset| wgpu::BindGroupLayoutEntry {
         binding: binding as u32,
         visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
         count: None,
     };
     let storage = kernel.bindings.iter().enumerate().map(|(i, (_, access, _))| {
-        entry(i + 1, wgpu::BufferBindingType::Storage { read_only: *access == Access::Read })
+        let read_only = *access == Access::Read;
+        entry(i + 1, wgpu::BufferBindingType::Storage { read_only }, false)
     });
-    std::iter::once(entry(0, wgpu::BufferBindingType::Uniform)).chain(storage).collect()
+    std::iter::once(entry(0, wgpu::BufferBindingType::Uniform, true)).chain(storage).collect()
 }
 
 fn encode_pass(
@@ -423,9 +487,9 @@ fn encode_pass(
         }),
     });
     for command in dispatches {
-        if let Command::Dispatch { pipeline, group, grid, .. } = command {
+        if let Command::Dispatch { pipeline, group, params, grid, .. } = command {
             pass.set_pipeline(&pipeline.pipeline);
-            pass.set_bind_group(0, group, &[]);
+            pass.set_bind_group(0, group, &[*params]);
             pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
         }
     }
@@ -450,6 +514,8 @@ impl Backend for WgpuBackend {
         let buffer = match self.pool.take(class) {
             Some(buffer) => buffer,
             None => self.new_buffer(class, usage).or_else(|_| {
+                // Bind groups hold their buffers.
+                self.state().groups.clear();
                 self.pool.trim();
                 self.new_buffer(class, usage)
             })?,
@@ -515,30 +581,9 @@ impl Backend for WgpuBackend {
         let at = state.params.len();
         state.params.extend_from_slice(params);
         state.params.resize(at + params.len().next_multiple_of(PARAM_ALIGN), 0);
-        let binding = |buffer, offset: usize, bytes: usize| {
-            wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer,
-                offset: offset as u64,
-                size: std::num::NonZeroU64::new(bytes as u64),
-            })
-        };
-        let mut entries = vec![wgpu::BindGroupEntry {
-            binding: 0,
-            resource: binding(&state.arena, at, params.len().next_multiple_of(16)),
-        }];
-        for (i, slot) in slots.iter().enumerate() {
-            entries.push(wgpu::BindGroupEntry {
-                binding: i as u32 + 1,
-                // An odd number of f16 ends inside a word, which belongs to the tensor.
-                resource: binding(raw(slot.buffer), slot.offset, slot.bytes.next_multiple_of(4)),
-            });
-        }
-        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(entry),
-            layout: &pipeline.layout,
-            entries: &entries,
-        });
-        state.pending.push(Command::Dispatch { entry, pipeline, group, grid: plan.grid });
+        let group = self.group(&mut state, entry, &pipeline, (params.len(), slots));
+        let params = at as u32;
+        state.pending.push(Command::Dispatch { entry, pipeline, group, params, grid: plan.grid });
         let full =
             state.params.len() + PARAM_ALIGN > BATCH * PARAM_ALIGN || state.pending.len() >= BATCH;
         if full { self.flush(&mut state) } else { Ok(()) }

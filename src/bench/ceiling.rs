@@ -1,4 +1,4 @@
-//! What the device can do at most: bytes copied and f32 multiply-adds a second, measured before the rows; for 16-bit
+//! What the device can do at most: bytes copied, f32 multiply-adds and launches a second, measured before the rows; for 16-bit
 //! elements, whose tensor cores no kernel here can saturate, the maker's figure where it is known.
 
 use super::make::Call;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// A rate, and where it comes from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ceiling {
-    /// Bytes or floating-point operations a second.
+    /// Bytes, floating-point operations or launches a second.
     pub per_second: f64,
     /// `measured` here and now, or `spec`: the maker's figure, which no program reaches.
     pub source: String,
@@ -20,13 +20,16 @@ pub struct Ceiling {
     pub how: String,
 }
 
-/// The two ceilings of a device.
+/// The ceilings of a device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ceilings {
     /// Bytes read and written a second by a copy on the device.
     pub copy: Ceiling,
     /// Floating-point operations a second (a multiply-add is two); `None` where nothing is known.
     pub multiply_add: Option<Ceiling>,
+    /// Launches a second of a kernel that has next to nothing to do; `None` in older files.
+    #[serde(default)]
+    pub launch: Option<Ceiling>,
 }
 
 /// The parameter block of the multiply-add kernel.
@@ -58,17 +61,32 @@ static PEAK: Kernel = Kernel {
 /// Chains of a GPU's thread: enough to hide the latency of one.
 const CHAINS: u32 = 16;
 
-/// Measures both ceilings in about `seconds`.
+/// Measures the ceilings in about `seconds`.
 ///
 /// # Errors
 /// [`crate::Error::Device`] when memory runs out or the device is lost.
 pub(crate) fn ceilings(device: &Device, dtype: DType, seconds: f64) -> Result<Ceilings> {
-    let copy = copy(device, seconds / 2.0)?;
+    let copy = copy(device, seconds / 3.0)?;
     let multiply_add = match dtype {
-        DType::F32 => Some(multiply_add(device, seconds / 2.0)?),
+        DType::F32 => Some(multiply_add(device, seconds / 3.0)?),
         _ => tensor_cores(&device.caps().adapter),
     };
-    Ok(Ceilings { copy, multiply_add })
+    let launch = Some(launch(device, seconds / 3.0)?);
+    Ok(Ceilings { copy, multiply_add, launch })
+}
+
+/// What a launch costs beside its kernel's work: checks, encoding, submission, and the device's own start of a kernel.
+fn launch(device: &Device, seconds: f64) -> Result<Ceiling> {
+    const LAUNCHES: usize = 256;
+    let y = Tensor::empty(device, &[1])?;
+    let p = PeakParams { len: 1, rounds: 0, a: 0.0, b: 0.0 };
+    let call: Call = Box::new(move || (0..LAUNCHES).try_for_each(|_| PEAK.launch(&p, &[&y])));
+    let best = wall(device, &call, seconds)?;
+    let how = format!(
+        "{LAUNCHES} launches of a kernel of one number, one after the other, best of {}",
+        best.samples
+    );
+    Ok(Ceiling { per_second: 1e3 * LAUNCHES as f64 / best.best_ms, source: "measured".into(), how })
 }
 
 /// Of ever larger jobs the first that takes long beside its launch, or the last: software ranges from drivers that use every vector unit to
@@ -178,6 +196,8 @@ mod tests {
         assert!(c.copy.per_second > 1e8 && c.copy.per_second < 1e13, "{c:?}");
         let flops = c.multiply_add.unwrap().per_second;
         assert!(flops > 1e8 && flops < 1e14, "{flops}");
+        let launches = c.launch.unwrap().per_second;
+        assert!(launches > 1e3 && launches < 1e9, "{launches}");
         assert_eq!(ceilings(&Device::cpu(), DType::BF16, 0.02).unwrap().multiply_add, None);
     }
 

@@ -18,8 +18,12 @@ pub fn preface(report: &Report) -> String {
         Some(c) => rate(c, "GFLOP/s"),
         None => "not known for this precision and device".into(),
     };
+    let launch = |c: &Ceiling| {
+        format!("launch: {:.1} µs ({}: {})\n", 1e6 / c.per_second, c.source, c.how)
+    };
+    let launch = report.ceilings.launch.as_ref().map_or_else(String::new, launch);
     format!(
-        "{}: {}, {}, rows '{}', {}\ncopy: {}\nmultiply-add: {products}\ntimes: {}; whole = forward + backward, or step; \
+        "{}: {}, {}, rows '{}', {}\ncopy: {}\nmultiply-add: {products}\n{launch}times: {}; whole = forward + backward, or step; \
          % max = the least time by these two, of the whole\n",
         e.device,
         e.adapter,

@@ -31,7 +31,7 @@ fn timed(options: &Options) -> Report {
 fn made_up(rows: &[(&str, f64, f64, f64)]) -> Report {
     let rate =
         |per_second| Ceiling { per_second, source: "measured".into(), how: "made up".into() };
-    let ceilings = Ceilings { copy: rate(1e10), multiply_add: Some(rate(1e11)) };
+    let ceilings = Ceilings { copy: rate(1e10), multiply_add: Some(rate(1e11)), launch: None };
     let row = |&(name, p20_ms, ms, p80_ms): &(&str, f64, f64, f64)| {
         let row = super::rows(&["ops".into()], Size::Tiny, &format!("^{name}$")).unwrap().remove(0);
         let wall = Summary { median_ms: ms, p20_ms, p80_ms, best_ms: p20_ms, samples: 30 };

@@ -27,6 +27,7 @@ const WGSL: &str = concat!(
     include_str!("../../shaders/conv2d_params.wgsl"),
     include_str!("../../shaders/conv2d.wgsl"),
     include_str!("../../shaders/conv2d_ends.wgsl"),
+    include_str!("../../shaders/conv2d_tiled.wgsl"),
     include_str!("../../shaders/conv2d_wide.wgsl")
 );
 
@@ -105,12 +106,13 @@ static CONV2D_FWD: Kernel = Kernel {
     wgsl: WGSL,
     cuda: cuda::FWD,
     plan: |bytes, caps| {
-        const ENTRIES: Entries = Entries(
-            "conv2d_fwd_f32",
-            "conv2d_fwd_vec4_f32",
-            "conv2d_fwd_wide_f32",
-            "conv2d_fwd_wide_vec4_f32",
-        );
+        const ENTRIES: Entries = Entries {
+            any: "conv2d_fwd_f32",
+            vec4: "conv2d_fwd_vec4_f32",
+            wide: "conv2d_fwd_wide_f32",
+            wide_vec4: "conv2d_fwd_wide_vec4_f32",
+            tiled: "conv2d_fwd_tiled_f32",
+        };
         let p: Conv2dParams = params(bytes);
         pixel_plan(caps, [p.n * p.p * p.q, p.o, 1], p.c.is_multiple_of(4), &ENTRIES)
     },
@@ -127,12 +129,13 @@ static CONV2D_DGRAD: Kernel = Kernel {
     wgsl: WGSL,
     cuda: cuda::DGRAD,
     plan: |bytes, caps| {
-        const ENTRIES: Entries = Entries(
-            "conv2d_dgrad_f32",
-            "conv2d_dgrad_vec4_f32",
-            "conv2d_dgrad_f32",
-            "conv2d_dgrad_wide_vec4_f32",
-        );
+        const ENTRIES: Entries = Entries {
+            any: "conv2d_dgrad_f32",
+            vec4: "conv2d_dgrad_vec4_f32",
+            wide: "conv2d_dgrad_f32",
+            wide_vec4: "conv2d_dgrad_wide_vec4_f32",
+            tiled: "conv2d_dgrad_tiled_f32",
+        };
         let p: Conv2dParams = params(bytes);
         let extent = [phase_pixels(&p), p.c, p.stride_h * p.stride_w];
         pixel_plan(caps, extent, vectors(&p), &ENTRIES)

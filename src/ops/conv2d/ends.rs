@@ -1,7 +1,7 @@
 //! Convolutions that end in more than a bias: with the statistics that a batch norm needs of y, or with a whole norm. For
 //! [`crate::ops::conv_block`]; they have no bias of their own.
 
-use super::tiles::{Entries, pixel_plan, tile_pixels};
+use super::tiles::{Entries, SIDE, pixel_plan, tile_pixels, tiled};
 use super::{Conv2dParams, WGSL, cuda, recorded};
 use crate::cpu::conv2d as cpu;
 use crate::error::Result;
@@ -21,12 +21,13 @@ pub(super) static CONV2D_STATS: Kernel = Kernel {
     wgsl: WGSL,
     cuda: cuda::STATS,
     plan: |bytes, caps| {
-        const ENTRIES: Entries = Entries(
-            "conv2d_stats_f32",
-            "conv2d_stats_vec4_f32",
-            "conv2d_stats_wide_f32",
-            "conv2d_stats_wide_vec4_f32",
-        );
+        const ENTRIES: Entries = Entries {
+            any: "conv2d_stats_f32",
+            vec4: "conv2d_stats_vec4_f32",
+            wide: "conv2d_stats_wide_f32",
+            wide_vec4: "conv2d_stats_wide_vec4_f32",
+            tiled: "conv2d_stats_tiled_f32",
+        };
         let p: Conv2dParams = params(bytes);
         pixel_plan(caps, [p.n * p.p * p.q, p.o, 1], p.c.is_multiple_of(4), &ENTRIES)
     },
@@ -46,12 +47,13 @@ pub(super) static CONV2D_NORM: Kernel = Kernel {
     wgsl: WGSL,
     cuda: cuda::NORM,
     plan: |bytes, caps| {
-        const ENTRIES: Entries = Entries(
-            "conv2d_norm_f32",
-            "conv2d_norm_vec4_f32",
-            "conv2d_norm_wide_f32",
-            "conv2d_norm_wide_vec4_f32",
-        );
+        const ENTRIES: Entries = Entries {
+            any: "conv2d_norm_f32",
+            vec4: "conv2d_norm_vec4_f32",
+            wide: "conv2d_norm_wide_f32",
+            wide_vec4: "conv2d_norm_wide_vec4_f32",
+            tiled: "conv2d_norm_tiled_f32",
+        };
         let p: Conv2dParams = params(bytes);
         pixel_plan(caps, [p.n * p.p * p.q, p.o, 1], p.c.is_multiple_of(4), &ENTRIES)
     },
@@ -63,7 +65,11 @@ fn block_rows(p: &Conv2dParams, x: &Tensor) -> u32 {
     match x.device().name() {
         "cpu" => cpu::block_pixels(p),
         name if name.starts_with("cuda") => cuda::stats_rows(p, x.dtype().is_half()),
-        _ => tile_pixels(p.n * p.p * p.q),
+        _ => {
+            let pixels = p.n * p.p * p.q;
+            let tiled = tiled(x.device().caps(), pixels, p.c.is_multiple_of(4));
+            if tiled { SIDE } else { tile_pixels(pixels) }
+        }
     }
 }
 

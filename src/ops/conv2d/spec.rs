@@ -75,6 +75,8 @@ fn dense_cases() -> Vec<Case> {
         case("a tile and more", [2, 14, 13, 32], [36, 3, 3, 32], [1, 1], [1, 1]).no_gradcheck(),
         case("a tile and more, stride 2", [1, 27, 29, 16], [129, 3, 3, 16], [2, 2], [1, 1])
             .no_gradcheck(),
+        case("stride past the kernel, past a tile", [2, 23, 26, 8], [36, 2, 1, 8], [3, 4], [1, 0])
+            .no_gradcheck(),
         case("vectors of eight", [1, 4, 5, 8], [8, 3, 3, 8], [1, 1], [1, 1]).normal("bias", &[8]),
         case("vectors of eight, past a tile", [1, 13, 11, 40], [72, 3, 3, 40], [1, 1], [1, 1])
             .normal("bias", &[72])

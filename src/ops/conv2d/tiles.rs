@@ -1,4 +1,5 @@
-//! The tiles of the WGSL kernels: what an invocation and a workgroup take, as in `shaders/conv2d.wgsl` and `conv2d_wide.wgsl`.
+//! The tiles of the WGSL kernels: what an invocation and a workgroup take, as in `shaders/conv2d.wgsl`, `conv2d_wide.wgsl` and
+//! `conv2d_tiled.wgsl`.
 
 use super::Conv2dParams;
 use crate::Caps;
@@ -12,14 +13,22 @@ const PIXELS: u32 = 4;
 /// Invocations of a workgroup; how many of them lie along the pixels where there are few.
 const LANES: u32 = 64;
 const FEW: u32 = 8;
+/// Pixels and channels (weight gradient: outputs and columns) of a tile that a workgroup of hardware shares.
+pub(super) const SIDE: u32 = 64;
 
-/// Entry points of a pass: any channels, whole vectors, and the same for software.
-pub(super) struct Entries(
-    pub(super) &'static str,
-    pub(super) &'static str,
-    pub(super) &'static str,
-    pub(super) &'static str,
-);
+/// Entry points of a pass: for any channels and for whole vectors, the same for software, and whole vectors in tiles for hardware.
+pub(super) struct Entries {
+    pub(super) any: &'static str,
+    pub(super) vec4: &'static str,
+    pub(super) wide: &'static str,
+    pub(super) wide_vec4: &'static str,
+    pub(super) tiled: &'static str,
+}
+
+/// Whether a workgroup shares tiles: of so many pixels (weight gradient: outputs) more than half would be empty where there are few.
+pub(super) fn tiled(caps: &Caps, pixels: u32, vectors: bool) -> bool {
+    caps.tiles && vectors && pixels > SIDE / 2
+}
 
 /// Invocations of a workgroup along the pixels.
 fn lanes(pixels: u32) -> u32 {
@@ -40,19 +49,31 @@ pub(super) fn pixel_plan(
 ) -> Plan {
     let wide = caps.broadcasts();
     let entry = match (wide, vectors) {
-        (false, false) => entries.0,
-        (false, true) => entries.1,
-        (true, false) => entries.2,
-        (true, true) => entries.3,
+        _ if tiled(caps, pixels, vectors) => entries.tiled,
+        (false, false) => entries.any,
+        (false, true) => entries.vec4,
+        (true, false) => entries.wide,
+        (true, true) => entries.wide_vec4,
     };
-    let tile = LANES / lanes(pixels) * if wide && entry.contains("wide") { WIDE } else { CHANNELS };
-    let blocks = pixels.div_ceil(tile_pixels(pixels)).max(1);
+    let across = LANES / lanes(pixels);
+    let [rows, columns] = if entry == entries.tiled {
+        [SIDE, SIDE]
+    } else if wide && entry.contains("wide") {
+        [tile_pixels(pixels), across * WIDE]
+    } else {
+        [tile_pixels(pixels), across * CHANNELS]
+    };
+    let blocks = pixels.div_ceil(rows).max(1);
     let x = blocks.min(MAX_GROUPS);
-    Plan { entry, grid: [x, channels.div_ceil(tile), blocks.div_ceil(x) * copies] }
+    Plan { entry, grid: [x, channels.div_ceil(columns), blocks.div_ceil(x) * copies] }
 }
 
 /// The plan of the weight gradient.
 pub(super) fn weight_plan(caps: &Caps, p: &Conv2dParams) -> Plan {
+    if tiled(caps, p.o, vectors(p)) {
+        let [x, y] = [p.kh * p.kw * p.c, p.o].map(|n| n.div_ceil(SIDE));
+        return Plan { entry: "conv2d_wgrad_tiled_f32", grid: [x, y, p.parts] };
+    }
     let [x, y] = weight_grid(p);
     let (entry, y) = match (vectors(p), caps.broadcasts()) {
         (false, _) => ("", y),
@@ -82,10 +103,34 @@ pub(super) fn phase_pixels(p: &Conv2dParams) -> u32 {
 mod tests {
     use super::*;
 
-    const ENTRIES: Entries = Entries("any", "vec4", "any_wide", "vec4_wide");
+    const ENTRIES: Entries = Entries {
+        any: "any",
+        vec4: "vec4",
+        wide: "any_wide",
+        wide_vec4: "vec4_wide",
+        tiled: "tiled",
+    };
 
     fn caps(software: bool, subgroup: Option<(u32, u32)>) -> Caps {
         Caps { software, subgroup, ..crate::Device::cpu().caps().clone() }
+    }
+
+    fn hardware() -> Caps {
+        Caps { tiles: true, ..caps(false, Some((32, 32))) }
+    }
+
+    #[test]
+    fn hardware_shares_tiles_where_they_would_be_half_full() {
+        let plan = |pixels, vectors| pixel_plan(&hardware(), [pixels, 48, 1], vectors, &ENTRIES);
+        assert_eq!(plan(33, true), Plan { entry: "tiled", grid: [1, 1, 1] });
+        assert_eq!(plan(65, true), Plan { entry: "tiled", grid: [2, 1, 1] });
+        assert_eq!((plan(32, true).entry, plan(33, false).entry), ("vec4", "any"));
+        let p = |o, c| {
+            let p = Conv2dParams::from_counts([1, 9, 9, c], [o, 3, 3], [9, 9], (1, 1), (1, 1));
+            weight_plan(&hardware(), &p)
+        };
+        assert_eq!(p(68, 20), Plan { entry: "conv2d_wgrad_tiled_f32", grid: [3, 2, 1] });
+        assert_eq!((p(32, 20).entry, p(68, 21).entry), ("conv2d_wgrad_vec4_f32", ""));
     }
 
     #[test]
@@ -102,13 +147,20 @@ mod tests {
     fn tiles_cover_pixels_and_channels() {
         for pixels in [0, 1, 31, 33, 128, 129, 256, 257, 20_000_000] {
             for channels in [1, 8, 33, 64, 65, 1000] {
-                for (wide, own) in [(false, CHANNELS), (true, WIDE)] {
-                    let caps = caps(true, wide.then_some((8, 8)));
-                    let [x, y, z] = pixel_plan(&caps, [pixels, channels, 1], true, &ENTRIES).grid;
-                    let tile = tile_pixels(pixels);
+                let few = LANES * PIXELS / tile_pixels(pixels);
+                let tiles = [
+                    (caps(true, None), tile_pixels(pixels), few * CHANNELS),
+                    (caps(true, Some((8, 8))), tile_pixels(pixels), few * WIDE),
+                    (hardware(), SIDE, SIDE),
+                ];
+                for (caps, tile, across) in tiles {
+                    let plan = pixel_plan(&caps, [pixels, channels, 1], true, &ENTRIES);
+                    let [x, y, z] = plan.grid;
+                    if caps.tiles && plan.entry != ENTRIES.tiled {
+                        continue;
+                    }
                     let blocks = u64::from(x) * u64::from(z);
                     assert!(x > 0 && x <= MAX_GROUPS && blocks * u64::from(tile) >= pixels.into());
-                    let across = LANES * PIXELS / tile * own;
                     assert!(y * across >= channels && (y - 1) * across < channels);
                 }
             }
