@@ -47,6 +47,8 @@ pub(crate) struct WgpuBackend {
 }
 
 struct State {
+    /// A text holds many kernels and is read once; in f16 it is rewritten for each kernel's bindings, which its name tells.
+    modules: HashMap<(*const u8, &'static str), wgpu::ShaderModule>,
     pipelines: HashMap<(*const u8, &'static str, DType), Arc<Pipeline>>,
     /// What a step binds it binds again in the next: by pipeline and the ranges bound.
     groups: HashMap<(*const Pipeline, Vec<Range>), wgpu::BindGroup>,
@@ -57,7 +59,7 @@ struct State {
     profile: Vec<KernelTime>,
 }
 
-// SAFETY: the pointers in the keys of pipelines and groups are only compared, never followed.
+// SAFETY: the pointers in the keys of pipelines, modules and groups are only compared, never followed.
 unsafe impl Send for State {}
 
 /// A bound part of a buffer, in bytes.
@@ -202,6 +204,7 @@ impl WgpuBackend {
             mapped_at_creation: false,
         });
         let state = State {
+            modules: HashMap::new(),
             pipelines: HashMap::new(),
             groups: HashMap::new(),
             pending: Vec::new(),
@@ -265,10 +268,14 @@ impl WgpuBackend {
             return Ok(found.clone());
         }
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let text = wgsl_half::source(kernel, stored, self.caps.subgroup.is_some());
-        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: Some(entry),
-            source: wgpu::ShaderSource::Wgsl(text.into()),
+        let rewritten_for = if stored == DType::F32 { "" } else { kernel.name };
+        let key_of_text = (kernel.wgsl.as_ptr(), rewritten_for);
+        let module = state.modules.entry(key_of_text).or_insert_with(|| {
+            let text = wgsl_half::source(kernel, stored, self.caps.subgroup.is_some());
+            self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: Some(entry),
+                source: wgpu::ShaderSource::Wgsl(text.into()),
+            })
         });
         let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some(entry),
@@ -282,7 +289,7 @@ impl WgpuBackend {
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(entry),
             layout: Some(&pipeline_layout),
-            module: &module,
+            module,
             entry_point: Some(entry),
             // No kernel reads workgroup memory that it has not written.
             compilation_options: wgpu::PipelineCompilationOptions {
