@@ -22,7 +22,7 @@ pub(crate) mod wgpu;
 #[cfg(feature = "wgpu")]
 pub(crate) mod wgpu_adapters;
 #[cfg(feature = "wgpu")]
-mod wgsl_half;
+pub(crate) mod wgsl_half;
 
 pub use notice::{Notice, on_notice};
 pub use select::{DeviceReport, device_reports};

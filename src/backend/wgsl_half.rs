@@ -29,7 +29,7 @@ impl Half<'_> {
 const SUBGROUPS: &str = "// subgroups:";
 
 /// The whole text of a kernel's shader, the common part first, for tensors stored as `stored` (f32 or f16).
-pub(super) fn source(kernel: &Kernel, stored: DType, subgroups: bool) -> String {
+pub(crate) fn source(kernel: &Kernel, stored: DType, subgroups: bool) -> String {
     let base = kernel.wgsl.split(SUBGROUPS).next().unwrap_or_default();
     let own = if subgroups { kernel.wgsl } else { base };
     let text = format!("{}\n{own}", include_str!("../../shaders/common.wgsl"));

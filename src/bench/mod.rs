@@ -36,7 +36,7 @@ pub use peers::{Peer, PeerTime, Way};
 pub use report::{Measured, Outcome, Reached, Report, Times};
 pub use row::{Outside, Place, Position, Row, Size, Subject};
 pub use run::{Beside, run};
-pub use scaling::{Fit, Power};
+pub use scaling::{Fit, Power, Straight};
 pub use stats::Summary;
 pub use table::{header, line, list, preface, profile, summary, tables};
 pub use work::{Pass, Work};

@@ -37,6 +37,9 @@ fn about(report: &Report) -> String {
     let products = c.multiply_add.as_ref().map_or("not known".into(), |c| {
         format!("{:.1} GFLOP/s ({}: {})", 1e-9 * c.per_second, c.source, c.how)
     });
+    let launch = c.launch.as_ref().map_or("not measured".into(), |c| {
+        format!("{:.1} µs ({}: {})", 1e6 / c.per_second, c.source, c.how)
+    });
     let size = e.size.to_string();
     let pairs = [
         ("device", e.device.as_str()),
@@ -48,6 +51,7 @@ fn about(report: &Report) -> String {
         ("times", &e.clock),
         ("copy", &copy),
         ("multiply-add", &products),
+        ("launch", &launch),
         ("attn2d", &e.version),
         ("begun", &e.date),
     ];

@@ -130,6 +130,39 @@ impl Power {
     }
 }
 
+/// y = fixed + slope x, fitted by least squares of the relative differences.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Straight {
+    /// y at x = 0: what no x changes.
+    pub fixed: f64,
+    /// What one more of x adds.
+    pub slope: f64,
+    /// The largest difference of a point from the line, relative to the point.
+    pub off: f64,
+}
+
+impl Straight {
+    /// Through points of positive y; `None` for fewer than three different x, through which any line goes.
+    pub fn fit(points: &[(f64, f64)]) -> Option<Self> {
+        let mut different: Vec<f64> = points.iter().map(|p| p.0).collect();
+        different.sort_by(f64::total_cmp);
+        different.dedup();
+        if different.len() < 3 || points.iter().any(|p| p.1 <= 0.0) {
+            return None;
+        }
+        // Weights 1 / y^2.
+        let sum = |of: fn(f64, f64) -> f64| -> f64 {
+            points.iter().map(|&(x, y)| of(x, y) / (y * y)).sum()
+        };
+        let [w, wx, wxx] = [sum(|_, _| 1.0), sum(|x, _| x), sum(|x, _| x * x)];
+        let [wy, wxy] = [sum(|_, y| y), sum(|x, y| x * y)];
+        let slope = (w * wxy - wx * wy) / (w * wxx - wx * wx);
+        let fixed = (wy - slope * wx) / w;
+        let off = points.iter().map(|(x, y)| ((fixed + slope * x) / y - 1.0).abs());
+        Some(Self { fixed, slope, off: off.fold(0.0, f64::max) })
+    }
+}
+
 /// What was fitted to a line of the suite `scaling`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fit {
@@ -143,6 +176,8 @@ pub struct Fit {
     pub points: Vec<(f64, f64)>,
     /// What they follow.
     pub power: Power,
+    /// The same as a straight line, where arithmetic has one and there are points enough.
+    pub straight: Option<Straight>,
     /// The exponent that the arithmetic has.
     pub expected: f64,
 }
@@ -162,8 +197,9 @@ pub(crate) fn fits(rows: &[Measured]) -> Vec<Fit> {
         for (of, expected) in [("time", time), ("memory", memory)] {
             let points = points(rows, line, against, of);
             if let Some(power) = Power::fit(&points) {
+                let straight = Straight::fit(&points).filter(|_| expected == 1.0);
                 let (line, against, of) = (line.into(), against.into(), of.into());
-                fits.push(Fit { line, against, of, points, power, expected });
+                fits.push(Fit { line, against, of, points, power, straight, expected });
             }
         }
     }
@@ -202,6 +238,22 @@ mod tests {
         assert_eq!(Power::fit(&[(2.0, 1.0), (2.0, 3.0)]), None);
         assert_eq!(Power::fit(&[(2.0, 1.0)]), None);
         assert_eq!(Power::fit(&[(1.0, 1.0), (2.0, 4.0)]).unwrap().standard_error, None);
+    }
+
+    #[test]
+    fn a_straight_line_is_found_with_its_fixed_part() {
+        let exact: Vec<(f64, f64)> = [1.0, 4.0, 9.0].map(|x| (x, 2.0 + 0.5 * x)).into();
+        let line = Straight::fit(&exact).unwrap();
+        assert!((line.fixed - 2.0).abs() < 1e-12 && (line.slope - 0.5).abs() < 1e-12, "{line:?}");
+        assert!(line.off < 1e-12);
+        // By numpy.polyfit(x, y, 1, w=1/y).
+        let line = Straight::fit(&[(1.0, 1.1), (2.0, 1.8), (4.0, 4.4), (8.0, 7.2)]).unwrap();
+        assert!(
+            (line.fixed - 0.148_776_8).abs() < 1e-6 && (line.slope - 0.915_062_1).abs() < 1e-6,
+            "{line:?}"
+        );
+        assert!((line.off - 0.134_312_5).abs() < 1e-6, "{line:?}");
+        assert_eq!(Straight::fit(&[(1.0, 1.0), (1.0, 1.1), (2.0, 2.0)]), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::report::{Measured, Outcome, Reached, Report, Times};
 use super::row::{Place, Row};
+use super::scaling::Straight;
 use super::work::Work;
 use super::{Ceiling, Precision, peers, suites_of};
 use crate::html::Table;
@@ -18,9 +19,8 @@ pub fn preface(report: &Report) -> String {
         Some(c) => rate(c, "GFLOP/s"),
         None => "not known for this precision and device".into(),
     };
-    let launch = |c: &Ceiling| {
-        format!("launch: {:.1} µs ({}: {})\n", 1e6 / c.per_second, c.source, c.how)
-    };
+    let launch =
+        |c: &Ceiling| format!("launch: {:.1} µs ({}: {})\n", 1e6 / c.per_second, c.source, c.how);
     let launch = report.ceilings.launch.as_ref().map_or_else(String::new, launch);
     format!(
         "{}: {}, {}, rows '{}', {}\ncopy: {}\nmultiply-add: {products}\n{launch}times: {}; whole = forward + backward, or step; \
@@ -169,7 +169,17 @@ fn heading(unit: &str) -> String {
 }
 
 fn fit_table(report: &Report) -> Option<Table> {
-    let head = ["attention", "over", "of", "exponent", "standard error", "by arithmetic", "points"];
+    let head = [
+        "attention",
+        "over",
+        "of",
+        "exponent",
+        "standard error",
+        "by arithmetic",
+        "as a straight line",
+        "off by",
+        "points",
+    ];
     let row = |fit: &super::Fit| {
         let (first, last) = (fit.points.first(), fit.points.last());
         let end = |p: Option<&(f64, f64)>| p.map_or(0.0, |p| p.0);
@@ -180,12 +190,23 @@ fn fit_table(report: &Report) -> Option<Table> {
             format!("{:.3}", fit.power.exponent),
             number(fit.power.standard_error, 3),
             number(Some(fit.expected), 0),
+            fit.straight.map_or("-".into(), |line| straight(&line, &fit.of)),
+            fit.straight.map_or("-".into(), |line| format!("{:.1} %", 100.0 * line.off)),
             format!("{} from {} to {}", fit.points.len(), end(first), end(last)),
         ]
     };
     let rows: Vec<_> = report.fits.iter().map(row).collect();
     let caption = "How attention grows: fitted exponents".into();
     (!rows.is_empty()).then_some(Table { caption, head: head.map(String::from).into(), rows })
+}
+
+fn straight(line: &Straight, of: &str) -> String {
+    let (unit, scale) = if of == "time" { ("ms", 1.0) } else { ("MiB", 1.0 / MIB) };
+    // What is left of sums that cancel is zero.
+    let least = 1e-9 * (line.fixed.abs() + line.slope.abs());
+    let text = |v: f64| three(if v.abs() < least { 0.0 } else { v * scale });
+    let (fixed, slope) = (text(line.fixed), text(line.slope));
+    format!("{fixed} + {slope} x {unit}")
 }
 
 /// Every row of a suite with all that was measured.

@@ -9,6 +9,8 @@ mod compare;
 mod model;
 mod report;
 mod trial;
+#[cfg(all(test, feature = "wgpu"))]
+mod wgsl_tests;
 
 pub use case_file::CaseFile;
 pub use compare::{Atol, Gap, Tolerance, compare};

@@ -197,7 +197,7 @@ impl Trial {
         guarded(device, |device| self.forward_backward(device, &wanted))
     }
 
-    fn forward_backward(&self, device: &Device, wanted: &[&str]) -> Result<Results> {
+    pub(super) fn forward_backward(&self, device: &Device, wanted: &[&str]) -> Result<Results> {
         let mut results = Results::default();
         if wanted.is_empty() {
             let outputs = (self.spec.run)(&self.attrs, &self.upload(device, wanted)?)?;
