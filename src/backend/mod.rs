@@ -22,6 +22,8 @@ pub(crate) mod wgpu;
 #[cfg(feature = "wgpu")]
 pub(crate) mod wgpu_adapters;
 #[cfg(feature = "wgpu")]
+mod wgpu_pipelines;
+#[cfg(feature = "wgpu")]
 pub(crate) mod wgsl_half;
 
 pub use notice::{Notice, on_notice};

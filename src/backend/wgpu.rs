@@ -5,20 +5,18 @@
 //! memory can be handed out again while earlier commands still wait.
 
 use super::pool::{Pool, size_class};
-use super::{Backend, Buffer, Caps, KernelTime, Slot, wgsl_half};
+use super::wgpu_pipelines::{Pipeline, Pipelines};
+use super::{Backend, Buffer, Caps, KernelTime, Slot};
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Element, Kernel, entry_for};
+use crate::kernel::{Element, Kernel, entry_for};
 use crate::tensor::DType;
 use std::any::Any;
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Commands a submission holds at most: enough to hide its cost, few enough to keep the GPU fed.
 const BATCH: usize = 128;
 /// Parameter blocks start at multiples of this (WebGPU's `minUniformBufferOffsetAlignment`).
 const PARAM_ALIGN: usize = 256;
-/// Bind groups that are kept: several times what the training step of a deep network uses.
-const GROUPS: usize = 16 << 10;
 
 /// Which of an adapter's kernels are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,48 +45,12 @@ pub(crate) struct WgpuBackend {
 }
 
 struct State {
-    /// A text holds many kernels and is read once; in f16 it is rewritten for each kernel's bindings, which its name tells.
-    modules: HashMap<(*const u8, &'static str), wgpu::ShaderModule>,
-    pipelines: HashMap<(*const u8, &'static str, DType), Arc<Pipeline>>,
-    /// What a step binds it binds again in the next: by pipeline and the ranges bound.
-    groups: HashMap<(*const Pipeline, Vec<Range>), wgpu::BindGroup>,
+    pipelines: Pipelines,
     pending: Vec<Command>,
     arena: wgpu::Buffer,
     params: Vec<u8>,
     profiling: bool,
     profile: Vec<KernelTime>,
-}
-
-// SAFETY: the pointers in the keys of pipelines, modules and groups are only compared, never followed.
-unsafe impl Send for State {}
-
-/// A bound part of a buffer, in bytes.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Range {
-    buffer: wgpu::Buffer,
-    offset: u64,
-    bytes: u64,
-}
-
-impl Range {
-    fn of(slot: &Slot<'_>) -> Self {
-        // An odd number of f16 ends inside a word, which belongs to the tensor.
-        let bytes = slot.bytes.next_multiple_of(4) as u64;
-        Self { buffer: raw(slot.buffer).clone(), offset: slot.offset as u64, bytes }
-    }
-
-    fn resource(&self) -> wgpu::BindingResource<'_> {
-        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: &self.buffer,
-            offset: self.offset,
-            size: std::num::NonZeroU64::new(self.bytes),
-        })
-    }
-}
-
-struct Pipeline {
-    pipeline: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
 }
 
 enum Command {
@@ -121,7 +83,7 @@ impl Drop for Block {
     }
 }
 
-fn raw(buffer: &Buffer) -> &wgpu::Buffer {
+pub(super) fn raw(buffer: &Buffer) -> &wgpu::Buffer {
     &buffer.block::<Block>().buffer
 }
 
@@ -204,9 +166,7 @@ impl WgpuBackend {
             mapped_at_creation: false,
         });
         let state = State {
-            modules: HashMap::new(),
-            pipelines: HashMap::new(),
-            groups: HashMap::new(),
+            pipelines: Pipelines::new(&device, &arena, caps.subgroup.is_some()),
             pending: Vec::new(),
             arena,
             params: Vec::new(),
@@ -254,89 +214,6 @@ impl WgpuBackend {
             Some(e) => Err(self.error(format!("cannot allocate {bytes} bytes: {e}"))),
             None => Ok(buffer),
         }
-    }
-
-    fn pipeline(
-        &self,
-        state: &mut State,
-        kernel: &'static Kernel,
-        entry: &'static str,
-        stored: DType,
-    ) -> Result<Arc<Pipeline>> {
-        let key = (kernel.wgsl.as_ptr(), entry, stored);
-        if let Some(found) = state.pipelines.get(&key) {
-            return Ok(found.clone());
-        }
-        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let rewritten_for = if stored == DType::F32 { "" } else { kernel.name };
-        let key_of_text = (kernel.wgsl.as_ptr(), rewritten_for);
-        let module = state.modules.entry(key_of_text).or_insert_with(|| {
-            let text = wgsl_half::source(kernel, stored, self.caps.subgroup.is_some());
-            self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
-                label: Some(entry),
-                source: wgpu::ShaderSource::Wgsl(text.into()),
-            })
-        });
-        let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label: Some(entry),
-            entries: &layout_entries(kernel),
-        });
-        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(entry),
-            bind_group_layouts: &[Some(&layout)],
-            immediate_size: 0,
-        });
-        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(entry),
-            layout: Some(&pipeline_layout),
-            module,
-            entry_point: Some(entry),
-            // No kernel reads workgroup memory that it has not written.
-            compilation_options: wgpu::PipelineCompilationOptions {
-                zero_initialize_workgroup_memory: false,
-                ..Default::default()
-            },
-            cache: None,
-        });
-        if let Some(e) = pollster::block_on(scope.pop()) {
-            let entry = entry_for(entry, stored);
-            return Err(self.error(format!("kernel {entry} does not compile: {e}")));
-        }
-        let made = Arc::new(Pipeline { pipeline, layout });
-        state.pipelines.insert(key, made.clone());
-        Ok(made)
-    }
-
-    /// The bind group of a launch; parameters are bound at an offset that the dispatch gives.
-    fn group(
-        &self,
-        state: &mut State,
-        entry: &'static str,
-        pipeline: &Arc<Pipeline>,
-        (params, slots): (usize, &[Slot<'_>]),
-    ) -> wgpu::BindGroup {
-        let ranges: Vec<Range> = slots.iter().map(Range::of).collect();
-        let key = (Arc::as_ptr(pipeline), ranges);
-        if let Some(found) = state.groups.get(&key) {
-            return found.clone();
-        }
-        let bytes = params.next_multiple_of(16) as u64;
-        let arena = Range { buffer: state.arena.clone(), offset: 0, bytes };
-        let entries: Vec<_> = std::iter::once(&arena)
-            .chain(&key.1)
-            .zip(0..)
-            .map(|(range, binding)| wgpu::BindGroupEntry { binding, resource: range.resource() })
-            .collect();
-        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(entry),
-            layout: &pipeline.layout,
-            entries: &entries,
-        });
-        if state.groups.len() >= GROUPS {
-            state.groups.clear();
-        }
-        state.groups.insert(key, group.clone());
-        group
     }
 
     /// Sends what is pending to the GPU.
@@ -466,20 +343,6 @@ fn note(fault: &Mutex<Option<String>>, message: String) {
     fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
 }
 
-fn layout_entries(kernel: &Kernel) -> Vec<wgpu::BindGroupLayoutEntry> {
-    let entry = |binding: usize, ty, has_dynamic_offset| wgpu::BindGroupLayoutEntry {
-        binding: binding as u32,
-        visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
-        count: None,
-    };
-    let storage = kernel.bindings.iter().enumerate().map(|(i, (_, access, _))| {
-        let read_only = *access == Access::Read;
-        entry(i + 1, wgpu::BufferBindingType::Storage { read_only }, false)
-    });
-    std::iter::once(entry(0, wgpu::BufferBindingType::Uniform, true)).chain(storage).collect()
-}
-
 fn encode_pass(
     encoder: &mut wgpu::CommandEncoder,
     dispatches: &[Command],
@@ -522,7 +385,7 @@ impl Backend for WgpuBackend {
             Some(buffer) => buffer,
             None => self.new_buffer(class, usage).or_else(|_| {
                 // Bind groups hold their buffers.
-                self.state().groups.clear();
+                self.state().pipelines.forget_groups();
                 self.pool.trim();
                 self.new_buffer(class, usage)
             })?,
@@ -583,12 +446,13 @@ impl Backend for WgpuBackend {
         let stored = slots.iter().zip(kernel.bindings).find(|(_, b)| b.2 == Element::Stored);
         let stored = stored.map_or(DType::F32, |(slot, _)| slot.dtype);
         let entry = kernel.entry_of(plan.entry);
-        let pipeline = self.pipeline(&mut state, kernel, entry, stored)?;
+        let made = state.pipelines.get(kernel, entry, stored);
+        let pipeline = made.map_err(|message| self.error(message))?;
         let entry = entry_for(entry, stored);
         let at = state.params.len();
         state.params.extend_from_slice(params);
         state.params.resize(at + params.len().next_multiple_of(PARAM_ALIGN), 0);
-        let group = self.group(&mut state, entry, &pipeline, (params.len(), slots));
+        let group = state.pipelines.group(&pipeline, params.len(), slots);
         let params = at as u32;
         state.pending.push(Command::Dispatch { entry, pipeline, group, params, grid: plan.grid });
         let full =
