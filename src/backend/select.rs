@@ -1,8 +1,8 @@
 //! From a device string to a device.
 
-use super::{Caps, Device};
 #[cfg(feature = "wgpu")]
 use super::wgpu::Variants;
+use super::{Caps, Device};
 use crate::error::{Error, Result};
 
 /// One device that could be asked for, as `doctor` shows it.
