@@ -180,16 +180,21 @@ fn put_scores(me: Lane, s: mat4x4f) {
 // Of rows 4 ty + i of an output the channels 4 tx .. 4 tx + 3 of a piece of 64, and those 32 further.
 struct Rows { near: mat4x4f, far: mat4x4f }
 
-// Sums over `count` columns of the scores times rows of the right slot.
+// `rows` with a row of x under the weights of row r of the scores.
+fn add_row(me: Lane, rows: mat4x4f, r: u32) -> mat4x4f {
+    let s = tile[SCORES + LINE * r + me.ty];
+    let x = tile[RIGHT + LINE * r + me.tx];
+    return mat4x4f(rows[0] + s.x * x, rows[1] + s.y * x, rows[2] + s.z * x, rows[3] + s.w * x);
+}
+
+// Sums over `count` columns of the scores, and those that make it a multiple of 4, times rows of the right slot.
 fn add_rows(me: Lane, before: mat4x4f, count: u32) -> mat4x4f {
     var out = before;
-    for (var r = 0u; r < count; r++) {
-        let s = tile[SCORES + LINE * r + me.ty];
-        let x = tile[RIGHT + LINE * r + me.tx];
-        out[0] += s.x * x;
-        out[1] += s.y * x;
-        out[2] += s.z * x;
-        out[3] += s.w * x;
+    for (var r = 0u; r < count; r += 4u) {
+        out = add_row(me, out, r);
+        out = add_row(me, out, r + 1u);
+        out = add_row(me, out, r + 2u);
+        out = add_row(me, out, r + 3u);
     }
     return out;
 }

@@ -15,64 +15,52 @@ fn stat_of(map: Map, head: Place, at: vec2u, r: u32) -> vec2f {
     return stats[head.stat + token(map, at, r) * p.g];
 }
 
-// exp(logits - lse) where all is `there`, else zero.
-fn probabilities(logits: vec4f, less: vec4f, there: vec4<bool>) -> vec4f {
-    return select(vec4f(), exp(logits - less), there);
-}
-
-// Which of rows 4 ty + i of a tile there are.
-fn rows_inside(map: Map, me: Lane, at: vec2u) -> vec4<bool> {
-    let r = 4u * me.ty;
-    return vec4<bool>(inside(map, at, r), inside(map, at, r + 1u), inside(map, at, r + 2u), inside(map, at, r + 3u));
-}
-
 // ------------------------------------------------------------------------------------------------ dq
 
-// The sum of scores of query r and `count` keys, from the tile's key `first` on, `step` apart.
-fn sum_of_scores(r: u32, first: u32, step: u32, count: u32) -> f32 {
-    var sum = 0.0;
+// The sums of the scores of queries 4 tx + i over `count` keys, from the tile's key `first` on, `step` apart.
+fn sum_of_scores(me: Lane, first: u32, step: u32, count: u32) -> vec4f {
+    var sum = vec4f();
     for (var i = 0u; i < count; i++) {
-        sum += tile[SCORES + LINE * (first + i * step) + r / 4u][r % 4u];
+        sum += tile[SCORES + LINE * (first + i * step) + me.tx];
     }
     return sum;
 }
 
-// Sums of the scores of query r at line l: along the short axis over the keys of one place along it, and along the long one.
-fn short_sum(map: Map, r: u32, l: u32) -> f32 {
-    let key = l + cell(map, r).x + 1u - map.side.x;
-    return sum_of_scores(r, key * map.side.y, 1u, select(0u, map.side.y, key < map.side.x));
+// What such sums, which lie in rows of eight from `slot` on by the keys' place along an axis, give for query 4 tx + i and line l.
+fn sum_at_line(map: Map, me: Lane, slot: u32, axis: u32, l: u32, i: u32) -> f32 {
+    let key = l + cell(map, 4u * me.tx + i)[axis] + 1u - map.side[axis];
+    if key >= map.side[axis] {
+        return 0.0;
+    }
+    return tile[slot + 8u * key + me.tx][i];
 }
 
-fn long_sum(map: Map, r: u32, l: u32) -> f32 {
-    let key = l + cell(map, r).y + 1u - map.side.y;
-    return sum_of_scores(r, key, map.side.y, select(0u, map.side.x, key < map.side.y));
+// Puts line l in its row of the scores, for `apply`.
+fn put_line(map: Map, me: Lane, slot: u32, axis: u32, l: u32) {
+    tile[SCORES + LINE * l + me.tx] = vec4f(sum_at_line(map, me, slot, axis, l, 0u), sum_at_line(map, me, slot, axis, l, 1u),
+        sum_at_line(map, me, slot, axis, l, 2u), sum_at_line(map, me, slot, axis, l, 3u));
 }
 
-// The same for queries 4 tx + i; those of the tile's tokens alone have any.
-fn short_sums(map: Map, me: Lane, l: u32) -> vec4f {
-    let r = 4u * me.tx;
-    return vec4f(short_sum(map, r, l), short_sum(map, r + 1u, l), short_sum(map, r + 2u, l), short_sum(map, r + 3u, l));
+// dS of queries 4 ty + i and a key; `stat` has their log-sum-exps and deltas.
+fn key_scores(map: Map, me: Lane, keys: vec2u, key: u32, stat: mat2x4f, product: vec4f, dp: vec4f) -> vec4f {
+    let prob = exp(logits_of_key(map, me, key, product) - stat[0]);
+    return select(vec4f(), prob * (dp - stat[1]), inside(map, keys, key));
 }
 
-fn long_sums(map: Map, me: Lane, l: u32) -> vec4f {
-    let r = 4u * me.tx;
-    return vec4f(long_sum(map, r, l), long_sum(map, r + 1u, l), long_sum(map, r + 2u, l), long_sum(map, r + 3u, l));
-}
-
-// dq of 32 queries: dS = P (dy.v - delta), dq = sum of dS (scale k + rel_h[a] + rel_w[b]).
+// dq of 32 queries: dS = P (dy.v - delta), dq = sum of dS (scale k + rel_h[a] + rel_w[b]). Rows past the last query hold anything.
 fn query_gradient(map: Map, me: Lane, head: Place, queries: vec2u, piece: u32) -> Rows {
     let own = starts_of(map, me, head, queries);
     let r = 4u * me.ty;
     let stat = transpose(mat4x2f(stat_of(map, head, queries, r), stat_of(map, head, queries, r + 1u),
         stat_of(map, head, queries, r + 2u), stat_of(map, head, queries, r + 3u)));
-    let there = rows_inside(map, me, queries);
     var out = Rows();
     for (var long = 0u; long < map.size.y; long += map.side.y) {
         if any_rel() {
             fill_terms(map, me, head.g, own, first_offset(map, queries, vec2u(0u, long)), false);
         }
-        // Lines ty + 8 j along the long axis.
-        var by_long = mat4x4f();
+        // Sums by the keys' place along the long axis: ty, and ty + 8.
+        var low = vec4f();
+        var high = vec4f();
         for (var short = 0u; short < map.size.x; short += map.side.x) {
             let keys = vec2u(short, long);
             let first = first_offset(map, queries, keys);
@@ -83,35 +71,36 @@ fn query_gradient(map: Map, me: Lane, head: Place, queries: vec2u, piece: u32) -
                 put_terms(me, 32u, product.extra);
             }
             let dp = multiply(me, OF_DY, own, OF_V, others, NONE, false).s;
-            var s = mat4x4f();
-            for (var j = 0u; j < 4u; j++) {
-                let key = me.tx + 8u * j;
-                let prob = probabilities(logits_of_key(map, me, key, product.s[j]), stat[0], there & vec4<bool>(inside(map, keys, key)));
-                s[j] = prob * (dp[j] - stat[1]);
-            }
+            let s = mat4x4f(
+                key_scores(map, me, keys, me.tx, stat, product.s[0], dp[0]),
+                key_scores(map, me, keys, me.tx + 8u, stat, product.s[1], dp[1]),
+                key_scores(map, me, keys, me.tx + 16u, stat, product.s[2], dp[2]),
+                key_scores(map, me, keys, me.tx + 24u, stat, product.s[3], dp[3]));
             workgroupBarrier();
             put_scores(me, s);
-            var by_short = vec4f();
             if any_rel() {
                 workgroupBarrier();
-                by_short = short_sums(map, me, me.ty);
-                by_long += mat4x4f(long_sums(map, me, me.ty), long_sums(map, me, me.ty + 8u), long_sums(map, me, me.ty + 16u),
-                    long_sums(map, me, me.ty + 24u));
+                low += sum_of_scores(me, me.ty, map.side.y, select(0u, map.side.x, me.ty < map.side.y));
+                high += sum_of_scores(me, me.ty + 8u, map.side.y, select(0u, map.side.x, me.ty + 8u < map.side.y));
+                let by_short = sum_of_scores(me, me.ty * map.side.y, 1u, select(0u, map.side.y, me.ty < map.side.x));
+                tile[EXTRA + 8u * me.ty + me.tx] = by_short;
             }
             out = apply(me, out, OF_K, others, piece, p.scale, TOKENS);
             if any_rel() {
                 workgroupBarrier();
-                tile[SCORES + LINE * me.ty + me.tx] = by_short;
+                put_line(map, me, EXTRA, 0u, me.ty);
                 out = apply(me, out, OF_TABLES, table_starts(map, me, 0u, head.g, first), piece, 1.0, 2u * map.side.x - 1u);
             }
         }
         if any_rel() {
             workgroupBarrier();
-            let to = SCORES + LINE * me.ty + me.tx;
-            tile[to] = by_long[0];
-            tile[to + 8u * LINE] = by_long[1];
-            tile[to + 16u * LINE] = by_long[2];
-            tile[to + 24u * LINE] = by_long[3];
+            tile[RIGHT + 8u * me.ty + me.tx] = low;
+            tile[RIGHT + 8u * me.ty + 64u + me.tx] = high;
+            workgroupBarrier();
+            put_line(map, me, RIGHT, 1u, me.ty);
+            put_line(map, me, RIGHT, 1u, me.ty + 8u);
+            put_line(map, me, RIGHT, 1u, me.ty + 16u);
+            put_line(map, me, RIGHT, 1u, me.ty + 24u);
             let first = first_offset(map, queries, vec2u(0u, long));
             out = apply(me, out, OF_TABLES, table_starts(map, me, 1u, head.g, first), piece, 1.0, 2u * map.side.y - 1u);
         }
@@ -123,10 +112,18 @@ fn query_gradient(map: Map, me: Lane, head: Place, queries: vec2u, piece: u32) -
 
 struct KeyRows { dk: Rows, dv: Rows }
 
-// dk and dv of 32 keys: dk = scale * sum of dS q, dv = sum of P dy.
+struct QueryScores { prob: vec4f, ds: vec4f }
+
+// P and dS of keys 4 ty + i and a query.
+fn query_scores(map: Map, me: Lane, head: Place, queries: vec2u, query: u32, product: vec4f, dp: vec4f) -> QueryScores {
+    let stat = stat_of(map, head, queries, query);
+    let prob = select(vec4f(), exp(logits_of_query(map, me, query, product) - stat.x), inside(map, queries, query));
+    return QueryScores(prob, prob * (dp - stat.y));
+}
+
+// dk and dv of 32 keys: dk = scale * sum of dS q, dv = sum of P dy. Rows past the last key hold anything.
 fn key_gradients(map: Map, me: Lane, head: Place, keys: vec2u, piece: u32) -> KeyRows {
     let own = starts_of(map, me, head, keys);
-    let there = rows_inside(map, me, keys);
     var out = KeyRows();
     for (var long = 0u; long < map.size.y; long += map.side.y) {
         for (var short = 0u; short < map.size.x; short += map.side.x) {
@@ -138,20 +135,17 @@ fn key_gradients(map: Map, me: Lane, head: Place, keys: vec2u, piece: u32) -> Ke
                 fill_terms(map, me, head.g, others, first, true);
             }
             // Rows are keys, columns are queries.
-            var prob = multiply(me, OF_K, own, OF_Q, others, NONE, false).s;
-            var ds = multiply(me, OF_V, own, OF_DY, others, NONE, false).s;
-            for (var j = 0u; j < 4u; j++) {
-                let query = me.tx + 8u * j;
-                let stat = stat_of(map, head, queries, query);
-                let both = there & vec4<bool>(inside(map, queries, query));
-                prob[j] = probabilities(logits_of_query(map, me, query, prob[j]), vec4f(stat.x), both);
-                ds[j] = prob[j] * (ds[j] - stat.y);
-            }
+            let product = multiply(me, OF_K, own, OF_Q, others, NONE, false).s;
+            let dp = multiply(me, OF_V, own, OF_DY, others, NONE, false).s;
+            let a = query_scores(map, me, head, queries, me.tx, product[0], dp[0]);
+            let b = query_scores(map, me, head, queries, me.tx + 8u, product[1], dp[1]);
+            let c = query_scores(map, me, head, queries, me.tx + 16u, product[2], dp[2]);
+            let e = query_scores(map, me, head, queries, me.tx + 24u, product[3], dp[3]);
             workgroupBarrier();
-            put_scores(me, prob);
+            put_scores(me, mat4x4f(a.prob, b.prob, c.prob, e.prob));
             out.dv = apply(me, out.dv, OF_DY, others, piece, 1.0, TOKENS);
             workgroupBarrier();
-            put_scores(me, ds);
+            put_scores(me, mat4x4f(a.ds, b.ds, c.ds, e.ds));
             out.dk = apply(me, out.dk, OF_Q, others, piece, p.scale, TOKENS);
         }
     }
@@ -160,10 +154,37 @@ fn key_gradients(map: Map, me: Lane, head: Place, keys: vec2u, piece: u32) -> Ke
 
 // ------------------------------------------------------------------------------------------------ launches
 
-// Where this invocation's part of row 4 ty + i of an output lies, `near` (0) or `far` (8); NONE past the last token and channel.
-fn output_at(map: Map, me: Lane, head: Place, at: vec2u, i: u32, c: u32) -> u32 {
-    let start = start_of(map, head, at, 4u * me.ty + i);
-    return select(start + c + me.tx, NONE, start == NONE || c + me.tx >= p.d / 4u);
+// Where this invocation's part of rows 4 ty + i of an output lies; NONE past the last token and channel.
+struct Targets { near: vec4u, far: vec4u }
+
+fn target_at(map: Map, head: Place, at: vec2u, r: u32, c: u32) -> u32 {
+    let start = start_of(map, head, at, r);
+    return select(start + c, NONE, start == NONE || c >= p.d / 4u);
+}
+
+fn targets_at(map: Map, me: Lane, head: Place, at: vec2u, c: u32) -> vec4u {
+    let r = 4u * me.ty;
+    return vec4u(target_at(map, head, at, r, c), target_at(map, head, at, r + 1u, c), target_at(map, head, at, r + 2u, c),
+        target_at(map, head, at, r + 3u, c));
+}
+
+fn targets_of(map: Map, me: Lane, z: u32, at: vec2u) -> Targets {
+    let c = piece_of(z) + me.tx;
+    return Targets(targets_at(map, me, head_of(z), at, c), targets_at(map, me, head_of(z), at, c + 8u));
+}
+
+fn put_rows(to: vec4u, part: u32, rows: mat4x4f) {
+    if to.x != NONE { grad[part + to.x] = rows[0]; }
+    if to.y != NONE { grad[part + to.y] = rows[1]; }
+    if to.z != NONE { grad[part + to.z] = rows[2]; }
+    if to.w != NONE { grad[part + to.w] = rows[3]; }
+}
+
+fn put_rows_of_v(to: vec4u, rows: mat4x4f) {
+    if to.x != NONE { grad_v[to.x] = rows[0]; }
+    if to.y != NONE { grad_v[to.y] = rows[1]; }
+    if to.z != NONE { grad_v[to.z] = rows[2]; }
+    if to.w != NONE { grad_v[to.w] = rows[3]; }
 }
 
 @compute @workgroup_size(64)
@@ -177,12 +198,9 @@ fn global_attention_bwd_dq_tiled_f32(
     let at = group.yx * map.side;
     for (var z = group.z; z < p.n * p.g * pieces_of_head(); z += groups.z) {
         let dq = query_gradient(map, me, head_of(z), at, piece_of(z));
-        for (var i = 0u; i < 4u; i++) {
-            let near = output_at(map, me, head_of(z), at, i, piece_of(z));
-            let far = output_at(map, me, head_of(z), at, i, piece_of(z) + 8u);
-            if near != NONE { grad[near] = dq.near[i]; }
-            if far != NONE { grad[far] = dq.far[i]; }
-        }
+        let to = targets_of(map, me, z, at);
+        put_rows(to.near, 0u, dq.near);
+        put_rows(to.far, 0u, dq.far);
     }
 }
 
@@ -197,18 +215,11 @@ fn global_attention_bwd_dkv_tiled_f32(
     let at = group.yx * map.side;
     for (var z = group.z; z < p.n * p.g * pieces_of_head(); z += groups.z) {
         let done = key_gradients(map, me, head_of(z), at, piece_of(z));
-        for (var i = 0u; i < 4u; i++) {
-            let near = output_at(map, me, head_of(z), at, i, piece_of(z));
-            let far = output_at(map, me, head_of(z), at, i, piece_of(z) + 8u);
-            if near != NONE {
-                grad[near] = done.dk.near[i];
-                grad_v[near] = done.dv.near[i];
-            }
-            if far != NONE {
-                grad[far] = done.dk.far[i];
-                grad_v[far] = done.dv.far[i];
-            }
-        }
+        let to = targets_of(map, me, z, at);
+        put_rows(to.near, 0u, done.dk.near);
+        put_rows(to.far, 0u, done.dk.far);
+        put_rows_of_v(to.near, done.dv.near);
+        put_rows_of_v(to.far, done.dv.far);
     }
 }
 
@@ -224,20 +235,13 @@ fn global_attention_bwd_tiled_f32(
     let at = group.yx * map.side;
     for (var z = group.z; z < p.n * p.g * pieces_of_head(); z += groups.z) {
         let dq = query_gradient(map, me, head_of(z), at, piece_of(z));
+        let to = targets_of(map, me, z, at);
+        put_rows(to.near, 0u, dq.near);
+        put_rows(to.far, 0u, dq.far);
         let done = key_gradients(map, me, head_of(z), at, piece_of(z));
-        for (var i = 0u; i < 4u; i++) {
-            let near = output_at(map, me, head_of(z), at, i, piece_of(z));
-            let far = output_at(map, me, head_of(z), at, i, piece_of(z) + 8u);
-            if near != NONE {
-                grad[near] = dq.near[i];
-                grad[p.part / 4u + near] = done.dk.near[i];
-                grad[p.part / 2u + near] = done.dv.near[i];
-            }
-            if far != NONE {
-                grad[far] = dq.far[i];
-                grad[p.part / 4u + far] = done.dk.far[i];
-                grad[p.part / 2u + far] = done.dv.far[i];
-            }
-        }
+        put_rows(to.near, p.part / 4u, done.dk.near);
+        put_rows(to.far, p.part / 4u, done.dk.far);
+        put_rows(to.near, p.part / 2u, done.dv.near);
+        put_rows(to.far, p.part / 2u, done.dv.far);
     }
 }

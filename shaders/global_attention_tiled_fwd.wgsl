@@ -31,6 +31,29 @@ fn sum_of_row(me: Lane, mine: vec4f) -> vec4f {
     return whole;
 }
 
+// Rows times a number each.
+fn rescaled(rows: mat4x4f, by: vec4f) -> mat4x4f {
+    return mat4x4f(by.x * rows[0], by.y * rows[1], by.z * rows[2], by.w * rows[3]);
+}
+
+// Writes what this invocation has of query r, where there is one.
+fn put_row(map: Map, me: Lane, head: Place, queries: vec2u, piece: u32, r: u32, near: vec4f, far: vec4f, log_sum: f32) {
+    let start = start_of(map, head, queries, r);
+    if start == NONE {
+        return;
+    }
+    let c = piece + me.tx;
+    if c < p.d / 4u {
+        y[start + c] = near;
+    }
+    if c + 8u < p.d / 4u {
+        y[start + c + 8u] = far;
+    }
+    if c == 0u {
+        lse[head.stat + token(map, queries, r) * p.g] = log_sum;
+    }
+}
+
 fn forward(map: Map, me: Lane, head: Place, queries: vec2u, piece: u32) {
     let own = starts_of(map, me, head, queries);
     var out = Rows();
@@ -61,30 +84,20 @@ fn forward(map: Map, me: Lane, head: Place, queries: vec2u, piece: u32) {
             largest = next;
             s = mat4x4f(exp(s[0] - next), exp(s[1] - next), exp(s[2] - next), exp(s[3] - next));
             sum = sum * factor + (s[0] + s[1]) + (s[2] + s[3]);
-            for (var i = 0u; i < 4u; i++) {
-                out.near[i] *= factor[i];
-                out.far[i] *= factor[i];
-            }
+            out = Rows(rescaled(out.near, factor), rescaled(out.far, factor));
             put_scores(me, s);
             out = apply(me, out, OF_V, others, piece, 1.0, TOKENS);
         }
     }
     let whole = sum_of_row(me, sum);
-    for (var i = 0u; i < 4u; i++) {
-        let r = 4u * me.ty + i;
-        if inside(map, queries, r) {
-            let to = start_of(map, head, queries, r);
-            if piece + me.tx < p.d / 4u {
-                y[to + piece + me.tx] = out.near[i] / whole[i];
-            }
-            if piece + 8u + me.tx < p.d / 4u {
-                y[to + piece + 8u + me.tx] = out.far[i] / whole[i];
-            }
-            if piece == 0u && me.tx == 0u {
-                lse[head.stat + token(map, queries, r) * p.g] = largest[i] + log(whole[i]);
-            }
-        }
-    }
+    let near = rescaled(out.near, 1.0 / whole);
+    let far = rescaled(out.far, 1.0 / whole);
+    let log_sum = largest + log(whole);
+    let r = 4u * me.ty;
+    put_row(map, me, head, queries, piece, r, near[0], far[0], log_sum.x);
+    put_row(map, me, head, queries, piece, r + 1u, near[1], far[1], log_sum.y);
+    put_row(map, me, head, queries, piece, r + 2u, near[2], far[2], log_sum.z);
+    put_row(map, me, head, queries, piece, r + 3u, near[3], far[3], log_sum.w);
 }
 
 @compute @workgroup_size(64)
