@@ -1,6 +1,39 @@
 // Global attention on hardware, with tiles in workgroup memory. Put after global_attention.wgsl, which has the formula; the entries
 // stand in global_attention_tiled_fwd.wgsl and global_attention_tiled_bwd.wgsl, each of which has a fetch().
-
+//
+// Who owns what. A workgroup of 8 x 8 invocations owns a tile of up to 32 tokens of a head and 64 channels of their output (wider heads
+// take several, each of which makes the scores again), and walks over all tiles of the head: forward and dq own queries and walk over
+// keys, dk and dv the other way round. Invocation (tx, ty) holds 4 x 4 scores in registers, rows 4 ty + i and columns tx + 8 j of the
+// pair of tiles, and of rows 4 ty + i of the output the channels 4 tx .. 4 tx + 3 and those 32 further. Nothing is added by two
+// invocations or workgroups, and every sum runs in a fixed order. src/ops/global_attention/tiles.rs cuts the map into tiles.
+//
+// A step: rows of both tiles come to workgroup memory 32 channels at a time, their products to registers; then the scores go to
+// workgroup memory, by columns, where the left slot was, and the rows that they multiply to the right slot, 32 channels at a time. The
+// forward's row maxima go through workgroup memory; sums stay with their invocations until the end.
+//
+// Position terms. With tables a tile is a rectangle of the map, up to 4 places along its short axis and up to 16 along the long one, so
+// that all pairs of two tiles have at most 7 and 31 different offsets: `lines`. The terms are the products of the queries with the
+// tables' rows at these lines, made as the scores are: the short axis' as eight more rows of the right slot in the product with the
+// keys, the long axis' once for a strip of tiles (in dk and dv, whose queries change, for each tile). Where query and key of a pair lie
+// in their tiles says which line it takes. dq goes back the same way: dS is summed by the key's place along each axis, shifted to
+// lines, and multiplied with the tables' rows. Biases of a pair of tiles, at most 105, are copied.
+//
+// Workgroup memory: 16,292 bytes, of the 16,384 that every adapter has: slots 10,368, terms 5,504, biases 420.
+//
+// Banks (32 of 4 bytes; vec4s are read in turns of eight invocations). A slot's rows are 9 vec4s apart: eight invocations tx read eight rows in
+// different banks, those of a ty the same row; scores and their rows are read side by side, and scores written 9 apart. Terms of a
+// query are 43 numbers apart: in forward and dq neighbours along tx are one line and along ty four queries and four lines apart, which is
+// 1 and 4 * 42 = 8 (mod 32) banks: none meet. In dk and dv two to four invocations meet in a bank, as they do when terms are written.
+//
+// Reads for each multiply-add, in numbers: from global memory 3/64 in the forward (96 d for 2048 d), 5/96 in dq, 3/64 in dk and dv; from
+// workgroup memory 1/2 (8 vec4s for 64). The kernels of global_attention.wgsl read 17/16 from global memory, most of them at one
+// address for all invocations at once. Multiply-adds with both tables, 14 x 14: a fifth more in forward and dq, a third more in dk and dv. Of
+// d = 128, where scores are made twice: forward 1.5 times as many, dq 1.67, dk and dv 1.5. Barriers of a step, d up to 32: forward 6, dq 7, dk
+// and dv 10; with tables 6, 11 and 12. Global memory beside inputs and outputs: as in global_attention.wgsl.
+//
+// Limits: d a multiple of 4; any map, any number of heads and images (they lie along the grid's z, and are walked over past its end). Maps
+// of fewer than 32 places and rectangles that leave a rest waste invocations: 14 x 14 with tables is 7 tiles of 28, 7 x 7 two of 28 and 21.
+//
 // ------------------------------------------------------------------------------------------------ workgroup memory
 
 // Tokens of a tile.

@@ -96,6 +96,10 @@ fn cases() -> Vec<Case> {
         // More than one piece of 64 channels, whole and in part.
         large("4x9, d = 128, all tables", [1, 4, 9, 1, 128], all),
         large("33 places in a row, d = 128", [1, 1, 33, 1, 128], &[]),
+        // Log-sum-exps far below 0, where what stands past the last token must not be exp(0 - lse).
+        large("one place, scale 100", [2, 1, 1, 8, 4], &[])
+            .attr("scale", 100.0)
+            .tolerance(1e-2, 1e-2),
         large("3x6, d = 132", [1, 3, 6, 2, 132], &["rel_h", "rel_w"]).only_where(any_width),
     ]
 }
