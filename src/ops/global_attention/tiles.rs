@@ -166,4 +166,22 @@ mod tests {
         // A row of more tiles than a grid holds.
         assert_eq!(plan(&problem(1500, 1500, 0)).entry, "");
     }
+
+    /// WebGPU's default limit, which `Caps::tiles` stands for.
+    #[test]
+    fn workgroup_memory_fits_every_adapter() {
+        let text = include_str!("../../../shaders/global_attention_tiled.wgsl");
+        let arrays = text.lines().filter_map(|line| line.strip_prefix("var<workgroup> "));
+        let bytes = arrays.map(|line| {
+            let (_, array) = line.split_once("array<").unwrap();
+            let (of, count) = array.trim_end_matches(">;").split_once(", ").unwrap();
+            let bytes = if of == "vec4f" { 16 } else { 4 };
+            bytes * count.parse::<usize>().unwrap()
+        });
+        assert_eq!(
+            bytes.sum::<usize>(),
+            16_292,
+            "the shader's head tells the bytes, at most 16,384"
+        );
+    }
 }
