@@ -39,7 +39,7 @@
 // wide 49 / 387), d = 64: 1,292 / 5,592 (wide 221 / 1,273). The op's 28 cases take 14 s there, compilation of all entries included, as they
 // do with the base. Tried before: dS summed by lines at once, for each query other keys, number by number: five times as many reads.
 // Weighed and left: tiles of 32 tokens in a row, where the terms of 14 columns have as many lines for two or three rows as for one; slots of
-// 16 channels, which save a quarter of the memory for twice the barriers; 64 x 32 tokens, whose terms and scores do not fit; terms of the
+// 16 channels, which save a sixth of the memory for twice the barriers; 64 x 32 tokens, whose terms and scores do not fit; terms of the
 // whole map at once, which fit small maps alone.
 
 // ------------------------------------------------------------------------------------------------ workgroup memory
