@@ -10,6 +10,9 @@
 // nothing is added by two invocations, sums run in a fixed order, and no barrier and no workgroup memory are needed: the
 // invocations of a workgroup read the same keys at the same time, out of the cache.
 //
+// These kernels run on any adapter. Hardware takes those of global_attention_tiled.wgsl, but for the tables' gradients, and software those
+// of global_attention_wide.wgsl where there are no tables.
+//
 // Position terms. Where there are tables, the eight keys lie in one row of the map, and the rows are the inner loop: the
 // products with rel_w are made once for eight columns, those with rel_h once for eight keys.
 //

@@ -19,8 +19,10 @@ use bytemuck::{Pod, Zeroable};
 
 mod cuda;
 mod spec;
+mod tiles;
 pub(super) use cuda::{one_tile_bytes, tile_bytes};
 pub(crate) use spec::SPEC;
+use tiles::Entries;
 
 const OP: &str = "global_attention";
 
@@ -103,30 +105,23 @@ impl GlobalAttentionParams {
     }
 }
 
-const WGSL: &str = concat!(
+const FORWARD: &str = concat!(
+    include_str!("../../shaders/attention_common.wgsl"),
+    include_str!("../../shaders/global_attention.wgsl"),
+    include_str!("../../shaders/global_attention_tiled.wgsl"),
+    include_str!("../../shaders/global_attention_tiled_fwd.wgsl"),
+    include_str!("../../shaders/global_attention_wide.wgsl")
+);
+const BACKWARD: &str = concat!(
     include_str!("../../shaders/attention_common.wgsl"),
     include_str!("../../shaders/global_attention.wgsl"),
     include_str!("../../shaders/global_attention_bwd.wgsl"),
+    include_str!("../../shaders/global_attention_tiled.wgsl"),
+    include_str!("../../shaders/global_attention_tiled_bwd.wgsl"),
     include_str!("../../shaders/global_attention_wide.wgsl")
 );
 const READ: Access = Access::Read;
 const WRITE: Access = Access::Write;
-
-/// A thread for each token of each head.
-fn plan_tokens(bytes: &[u8], _: &crate::Caps) -> Plan {
-    let p: GlobalAttentionParams = params(bytes);
-    Plan::items(p.n as usize * p.tokens() * p.g as usize, 64)
-}
-
-/// The same, or where there are no tables the software variant `wide`, in which eight threads take 32 tokens of a head.
-fn plan_wide(bytes: &[u8], caps: &crate::Caps, wide: &'static str) -> Plan {
-    let p: GlobalAttentionParams = params(bytes);
-    if caps.broadcasts() && p.has_rel_h + p.has_rel_w + p.has_bias == 0 {
-        let rows = (p.n * p.g) as usize * p.tokens().div_ceil(32);
-        return Plan::items(8 * rows, 64).entry(wide);
-    }
-    plan_tokens(bytes, caps)
-}
 
 /// The first six bindings of every backward kernel, then what it writes.
 macro_rules! backward_bindings {
@@ -146,9 +141,15 @@ static FWD: Kernel = Kernel {
         ("lse", WRITE, F32),
     ],
     cpu: cpu::fwd,
-    wgsl: WGSL,
+    wgsl: FORWARD,
     cuda: cuda::FWD,
-    plan: |bytes, caps| plan_wide(bytes, caps, "global_attention_fwd_wide_f32"),
+    plan: |bytes, caps| {
+        let entries = Entries {
+            tiled: "global_attention_fwd_tiled_f32",
+            wide: Some("global_attention_fwd_wide_f32"),
+        };
+        tiles::plan(bytes, caps, &entries)
+    },
 };
 
 /// dq, dk and dv in one launch; the CPU also fills in the tables' gradients.
@@ -156,34 +157,49 @@ static BWD: Kernel = Kernel {
     name: "global_attention_bwd_f32",
     bindings: backward_bindings!(("grads", WRITE, Stored)),
     cpu: cpu::bwd,
-    wgsl: WGSL,
+    wgsl: BACKWARD,
     cuda: cuda::BWD,
-    plan: plan_tokens,
+    plan: |bytes, caps| {
+        let entries = Entries { tiled: "global_attention_bwd_tiled_f32", wide: None };
+        tiles::plan(bytes, caps, &entries)
+    },
 };
 
 static BWD_DQ: Kernel = Kernel {
     name: "global_attention_bwd_dq_f32",
     bindings: backward_bindings!(("dq", WRITE, Stored)),
     cpu: cpu::dq,
-    wgsl: WGSL,
+    wgsl: BACKWARD,
     cuda: cuda::BWD_DQ,
-    plan: |bytes, caps| plan_wide(bytes, caps, "global_attention_bwd_dq_wide_f32"),
+    plan: |bytes, caps| {
+        let entries = Entries {
+            tiled: "global_attention_bwd_dq_tiled_f32",
+            wide: Some("global_attention_bwd_dq_wide_f32"),
+        };
+        tiles::plan(bytes, caps, &entries)
+    },
 };
 
 static BWD_DKV: Kernel = Kernel {
     name: "global_attention_bwd_dkv_f32",
     bindings: backward_bindings!(("dk", WRITE, Stored), ("dv", WRITE, Stored)),
     cpu: cpu::dkv,
-    wgsl: WGSL,
+    wgsl: BACKWARD,
     cuda: cuda::BWD_DKV,
-    plan: |bytes, caps| plan_wide(bytes, caps, "global_attention_bwd_dkv_wide_f32"),
+    plan: |bytes, caps| {
+        let entries = Entries {
+            tiled: "global_attention_bwd_dkv_tiled_f32",
+            wide: Some("global_attention_bwd_dkv_wide_f32"),
+        };
+        tiles::plan(bytes, caps, &entries)
+    },
 };
 
 static BWD_TABLES: Kernel = Kernel {
     name: "global_attention_bwd_tables_f32",
     bindings: backward_bindings!(("partial", WRITE, F32)),
     cpu: cpu::tables,
-    wgsl: WGSL,
+    wgsl: BACKWARD,
     cuda: cuda::BWD_TABLES,
     plan: |bytes, _| {
         let p: GlobalAttentionParams = params(bytes);
@@ -195,7 +211,7 @@ static BWD_TABLES_SUM: Kernel = Kernel {
     name: "global_attention_bwd_tables_sum_f32",
     bindings: &[("partial", READ, F32), ("dtables", WRITE, F32)],
     cpu: cpu::tables_sum,
-    wgsl: WGSL,
+    wgsl: BACKWARD,
     cuda: cuda::BWD_TABLES_SUM,
     plan: |bytes, _| Plan::items(params::<GlobalAttentionParams>(bytes).layout().offsets()[3], 64),
 };

@@ -58,6 +58,23 @@ fn large(label: &str, sizes: [usize; 5], tables: &[&str]) -> Case {
     case(label, sizes, tables).no_gradcheck().tolerance(5e-4, 5e-5)
 }
 
+/// Log-sum-exps of about -120: what a tile has past the last token must not become exp(0 - lse), which is infinite. q and k are nearly
+/// the same everywhere, so gradients of q and k are small sums of large numbers; the tolerance allows for that.
+fn negative() -> Case {
+    let sizes = [1, 1, 3, 2, 16];
+    Case::new("log-sum-exps of -120")
+        .uniform("q", &sizes, 2.0, 3.0)
+        .uniform("k", &sizes, -3.5, -2.5)
+        .normal("v", &sizes)
+        .attr("scale", 1.0)
+        .tolerance(1e-2, 1e-2)
+}
+
+/// CUDA has heads of up to 128 channels in half precision, see `MAX_HALF_WIDTH`.
+fn any_width(caps: &crate::Caps) -> bool {
+    !caps.name.starts_with("cuda")
+}
+
 fn cases() -> Vec<Case> {
     let all: &[&str] = &["rel_h", "rel_w", "bias"];
     vec![
@@ -85,6 +102,14 @@ fn cases() -> Vec<Case> {
         large("2x67, columns by tile, d = 12", [1, 2, 67, 1, 12], &["rel_w"]),
         large("9x8, batch 2, d = 24", [2, 9, 8, 2, 24], &["rel_h", "rel_w"]),
         large("5x7, d = 72", [1, 5, 7, 1, 72], &["rel_h", "rel_w"]),
+        // Tiles along both axes of a map that is wider than high, in several heads and images.
+        large("5x18, all tables, batch 2", [2, 5, 18, 2, 8], all),
+        large("18x5, rel_w and bias", [1, 18, 5, 1, 4], &["rel_w", "bias"]),
+        // More than one piece of 64 channels, whole and in part.
+        large("4x9, d = 128, all tables", [1, 4, 9, 1, 128], all),
+        large("33 places in a row, d = 128", [1, 1, 33, 1, 128], &[]),
+        negative(),
+        large("3x6, d = 132", [1, 3, 6, 2, 132], &["rel_h", "rel_w"]).only_where(any_width),
     ]
 }
 
