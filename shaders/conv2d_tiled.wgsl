@@ -9,9 +9,12 @@
 // output), else [16 numbers][64 places], places `beside` each other. Rows of the first kind have five vec4s, of which the last is
 // empty: so eight neighbours, which read the same vec4 of eight rows, take eight different groups of four banks.
 //
-// Bytes: a workgroup reads 2 x 64 x 16 numbers a step and does 64 x 64 x 16 multiply-adds with them: 1 byte read for 8 multiply-adds, where
-// an invocation of the base reads 1 byte for 2 2/3 (4 pixels x 8 channels, 12 numbers for 32). Of workgroup memory an invocation reads 12 vec4s
-// for 128 multiply-adds, eight of them the same for the 16 invocations of a row. Workgroup memory: 10 KiB.
+// Reads: a workgroup reads 2 x 64 x 16 numbers a step and does 64 x 64 x 16 multiply-adds with them, 32 for each number read, where an
+// invocation of the base does 2 2/3 (4 pixels x 8 channels, 12 numbers for 32), out of the cache at best. Of workgroup memory an invocation
+// reads 12 vec4s for 128 multiply-adds, eight of them the same for the 16 invocations of a row. Workgroup memory: 10 KiB.
+//
+// Limits: a tile of which less than half along either side is used is left to the base, by src/ops/conv2d/tiles.rs. In the weight gradient a
+// border's zeros are multiplied with dy, so that an infinite dy gives NaN there; the base leaves them out.
 //
 // Never timed on a GPU yet. Right on any adapter; in software, where workgroup memory is memory, slower than the base.
 
@@ -312,8 +315,8 @@ fn conv2d_dgrad_tiled_f32(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgro
     let phases = p.stride_h * p.stride_w;
     let f = phase(wg.z % phases);
     // Taps of the phase, none where the kernel is smaller than the stride.
-    let taps_r = (max(p.kh, f.r) - f.r + p.stride_h - 1u) / p.stride_h;
     let taps_s = (max(p.kw, f.s) - f.s + p.stride_w - 1u) / p.stride_w;
+    let taps_r = select(0u, (max(p.kh, f.r) - f.r + p.stride_h - 1u) / p.stride_h, taps_s > 0u);
     let first = tile_start(vec3u(wg.xy, wg.z / phases), groups);
     let o4 = p.o / 4u;
     let length = taps_r * taps_s * o4;
@@ -386,7 +389,7 @@ fn conv2d_wgrad_tiled_f32(@builtin(workgroup_id) wg: vec3u, @builtin(local_invoc
     let number = lane / QUADS;
     let o = wg.y * SIDE;
     let column = wg.x * QUADS + quad;
-    let tap = walked(Walk(), column, p.c / 4u, p.kw);
+    let tap = Walk(column / (p.c / 4u) / p.kw, column / (p.c / 4u) % p.kw, column % (p.c / 4u));
     var pixel = wg.z * length + number;
     var l0 = upstream(pixel, end, o / 4u + quad);
     var l1 = upstream(pixel + 8u, end, o / 4u + quad);

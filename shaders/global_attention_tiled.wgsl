@@ -29,10 +29,11 @@
 // workgroup memory 1/2 (8 vec4s for 64). The kernels of global_attention.wgsl read 17/16 from global memory, most of them at one
 // address for all invocations at once. Multiply-adds with both tables, 14 x 14: a fifth more in forward and dq, a third more in dk and dv. Of
 // d = 128, where scores are made twice: forward 1.5 times as many, dq 1.67, dk and dv 1.5. Barriers of a step, d up to 32: forward 6, dq 7, dk
-// and dv 10; with tables 6, 11 and 12. Global memory beside inputs and outputs: as in global_attention.wgsl.
+// and dv 10; with tables 6, 11 and 12, and for each strip 2, 6 and none. Global memory beside inputs and outputs: as in global_attention.wgsl.
 //
 // Limits: d a multiple of 4; any map, any number of heads and images (they lie along the grid's z, and are walked over past its end). Maps
-// of fewer than 32 places and rectangles that leave a rest waste invocations: 14 x 14 with tables is 7 tiles of 28, 7 x 7 two of 28 and 21.
+// of fewer than 32 places and rectangles that leave a rest waste invocations: 14 x 14 with tables is 7 tiles of 28, 7 x 7 two of 28 and 21; a map
+// of one row or column with tables has tiles of 16. A multiprocessor with 100 KB of workgroup memory holds six workgroups, 12 warps.
 //
 // No hardware has timed it yet. On llvmpipe (Mesa 22.3, two cores, busy with other work too), which gains nothing by sharing, it is for
 // correctness alone; ms forward / forward and backward for 8 images, 8 heads, 14 x 14, no tables: d = 32: 775 / 3,048 (base 698 / 2,989,

@@ -1,13 +1,15 @@
 // Backward of global_attention_tiled.wgsl.
 
 fn fetch(x: u32, at: u32) -> vec4f {
+    var row = vec4f();
     switch x {
-        case OF_Q: { return q[at]; }
-        case OF_K: { return k[at]; }
-        case OF_V: { return v[at]; }
-        case OF_DY: { return dy[at]; }
-        default: { return tables[at]; }
+        case OF_Q: { row = q[at]; }
+        case OF_K: { row = k[at]; }
+        case OF_V: { row = v[at]; }
+        case OF_DY: { row = dy[at]; }
+        default: { row = tables[at]; }
     }
+    return row;
 }
 
 // The statistics of a token.

@@ -1,12 +1,14 @@
 // Forward of global_attention_tiled.wgsl.
 
 fn fetch(x: u32, at: u32) -> vec4f {
+    var row = vec4f();
     switch x {
-        case OF_Q: { return q[at]; }
-        case OF_K: { return k[at]; }
-        case OF_V: { return v[at]; }
-        default: { return tables[at]; }
+        case OF_Q: { row = q[at]; }
+        case OF_K: { row = k[at]; }
+        case OF_V: { row = v[at]; }
+        default: { row = tables[at]; }
     }
+    return row;
 }
 
 // The largest and the sum of what the eight invocations of a row have, each for four queries. The first needs all reads of the slots
@@ -74,15 +76,20 @@ fn forward(map: Map, me: Lane, head: Place, queries: vec2u, piece: u32) {
             }
             workgroupBarrier();
             let none = vec4f(-3.0e38);
+            let here = vec4<bool>(inside(map, keys, me.tx), inside(map, keys, me.tx + 8u),
+                inside(map, keys, me.tx + 16u), inside(map, keys, me.tx + 24u));
             var s = mat4x4f(
-                select(none, logits_of_key(map, me, me.tx, product.s[0]), inside(map, keys, me.tx)),
-                select(none, logits_of_key(map, me, me.tx + 8u, product.s[1]), inside(map, keys, me.tx + 8u)),
-                select(none, logits_of_key(map, me, me.tx + 16u, product.s[2]), inside(map, keys, me.tx + 16u)),
-                select(none, logits_of_key(map, me, me.tx + 24u, product.s[3]), inside(map, keys, me.tx + 24u)));
+                select(none, logits_of_key(map, me, me.tx, product.s[0]), here.x),
+                select(none, logits_of_key(map, me, me.tx + 8u, product.s[1]), here.y),
+                select(none, logits_of_key(map, me, me.tx + 16u, product.s[2]), here.z),
+                select(none, logits_of_key(map, me, me.tx + 24u, product.s[3]), here.w));
             let next = max(largest, largest_of_row(me, max(max(s[0], s[1]), max(s[2], s[3]))));
             let factor = exp(largest - next);
             largest = next;
-            s = mat4x4f(exp(s[0] - next), exp(s[1] - next), exp(s[2] - next), exp(s[3] - next));
+            // A query whose logits are all -infinity gives NaN, and no number that depends on how many places a tile has.
+            let zero = vec4f();
+            s = mat4x4f(select(zero, exp(s[0] - next), here.x), select(zero, exp(s[1] - next), here.y),
+                select(zero, exp(s[2] - next), here.z), select(zero, exp(s[3] - next), here.w));
             sum = sum * factor + (s[0] + s[1]) + (s[2] + s[3]);
             out = Rows(rescaled(out.near, factor), rescaled(out.far, factor));
             put_scores(me, s);

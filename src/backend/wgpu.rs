@@ -384,8 +384,10 @@ impl Backend for WgpuBackend {
         let buffer = match self.pool.take(class) {
             Some(buffer) => buffer,
             None => self.new_buffer(class, usage).or_else(|_| {
-                // Bind groups hold their buffers.
-                self.state().pipelines.forget_groups();
+                // Bind groups hold their buffers, and so does work that is not done.
+                let mut state = self.state();
+                self.flush(&mut state).and_then(|()| self.wait())?;
+                state.pipelines.forget_groups();
                 self.pool.trim();
                 self.new_buffer(class, usage)
             })?,

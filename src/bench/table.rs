@@ -206,7 +206,7 @@ fn straight(line: &Straight, of: &str) -> String {
     let least = 1e-9 * (line.fixed.abs() + line.slope.abs());
     let text = |v: f64| three(if v.abs() < least { 0.0 } else { v * scale });
     let (fixed, slope) = (text(line.fixed), text(line.slope));
-    format!("{fixed} + {slope} x {unit}")
+    format!("{fixed} {unit} + {slope} {unit} x")
 }
 
 /// Every row of a suite with all that was measured.

@@ -179,8 +179,8 @@ static CONV2D_SUM: Kernel = Kernel {
 };
 
 /// Into how many parts a GPU cuts the pixels of a weight gradient: enough to fill a large GPU (the weight of an early
-/// layer is small), and none so long that its sum loses precision. Depends on the shape alone, so that results do not
-/// differ between GPUs by it. The CPU needs no parts.
+/// layer is small), and none so long that its sum loses precision. Depends on the shape and the kernel alone, so that results do not
+/// differ between GPUs of a kind by it. The CPU needs no parts.
 fn weight_parts(p: &Conv2dParams, x: &Tensor) -> u32 {
     if x.device().name() == "cpu" {
         return 1;
@@ -195,7 +195,7 @@ fn weight_parts(p: &Conv2dParams, x: &Tensor) -> u32 {
     const LONGEST: u32 = 4096;
     const SHORTEST: u32 = 64;
     let pixels = p.n * p.p * p.q;
-    let [x, y] = weight_grid(p);
+    let [x, y] = weight_grid(x.device().caps(), p);
     (WORKGROUPS / (x * y))
         .max(pixels.div_ceil(LONGEST))
         .clamp(1, pixels.div_ceil(SHORTEST).min(MAX_GROUPS))

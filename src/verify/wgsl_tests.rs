@@ -1,5 +1,5 @@
-//! Every WGSL text that the built-in cases launch, in f32 and f16, read and translated as wgpu does it for Vulkan, Metal and DirectX 12:
-//! most machines have one of these and many lack f16, so nothing else would tell that a text does not hold there.
+//! Every WGSL text that the built-in cases launch, in f32 and f16, read and translated (not compiled) for Vulkan, Metal and DirectX 12 by what
+//! wgpu translates with: most machines have one of these and many lack f16, so nothing else would tell that a text does not hold there.
 
 use super::trial::Trial;
 use crate::Device;
@@ -104,11 +104,16 @@ fn translated(text: &str) -> Result<(), String> {
     let metal = msl::Options { lang_version: (2, 4), ..Default::default() };
     msl::write_string(&module, &info, &metal, &msl::PipelineOptions::default())
         .map_err(|e| format!("Metal: {e}"))?;
-    let direct = hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, ..Default::default() };
-    let mut out = String::new();
-    hlsl::Writer::new(&mut out, &direct, &hlsl::PipelineOptions::default())
-        .write(&module, &info, None)
-        .map_err(|e| format!("DirectX 12: {e}"))?;
+    // The older compiler, which has no f16 and no subgroups, is what Windows comes with.
+    let old = !text.contains("enable f16;") && !text.contains("subgroupBroadcast");
+    let models = [hlsl::ShaderModel::V6_2, hlsl::ShaderModel::V5_1];
+    for shader_model in models.into_iter().filter(|m| old || *m == hlsl::ShaderModel::V6_2) {
+        let direct = hlsl::Options { shader_model, ..Default::default() };
+        let mut out = String::new();
+        hlsl::Writer::new(&mut out, &direct, &hlsl::PipelineOptions::default())
+            .write(&module, &info, None)
+            .map_err(|e| format!("DirectX 12, {shader_model:?}: {e}"))?;
+    }
     Ok(())
 }
 

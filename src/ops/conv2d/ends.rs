@@ -67,7 +67,7 @@ fn block_rows(p: &Conv2dParams, x: &Tensor) -> u32 {
         name if name.starts_with("cuda") => cuda::stats_rows(p, x.dtype().is_half()),
         _ => {
             let pixels = p.n * p.p * p.q;
-            let tiled = tiled(x.device().caps(), pixels, p.c.is_multiple_of(4));
+            let tiled = tiled(x.device().caps(), [pixels, p.o], p.c.is_multiple_of(4));
             if tiled { SIDE } else { tile_pixels(pixels) }
         }
     }

@@ -75,7 +75,17 @@ fn dense_cases() -> Vec<Case> {
         case("a tile and more", [2, 14, 13, 32], [36, 3, 3, 32], [1, 1], [1, 1]).no_gradcheck(),
         case("a tile and more, stride 2", [1, 27, 29, 16], [129, 3, 3, 16], [2, 2], [1, 1])
             .no_gradcheck(),
-        case("stride past the kernel, past a tile", [2, 23, 26, 8], [36, 2, 1, 8], [3, 4], [1, 0])
+        case(
+            "stride past the kernel, past a tile",
+            [1, 20, 26, 32],
+            [36, 2, 1, 32],
+            [3, 4],
+            [1, 0],
+        )
+        .no_gradcheck(),
+        case("1x1 stride 2, few outputs of a tile", [1, 17, 16, 36], [4, 1, 1, 36], [2, 2], [0, 0])
+            .no_gradcheck(),
+        case("stride 2, past a tile of vectors", [1, 19, 18, 36], [68, 3, 3, 36], [2, 2], [1, 1])
             .no_gradcheck(),
         case("vectors of eight", [1, 4, 5, 8], [8, 3, 3, 8], [1, 1], [1, 1]).normal("bias", &[8]),
         case("vectors of eight, past a tile", [1, 13, 11, 40], [72, 3, 3, 40], [1, 1], [1, 1])

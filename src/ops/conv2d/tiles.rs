@@ -25,9 +25,14 @@ pub(super) struct Entries {
     pub(super) tiled: &'static str,
 }
 
-/// Whether a workgroup shares tiles: of so many pixels (weight gradient: outputs) more than half would be empty where there are few.
-pub(super) fn tiled(caps: &Caps, pixels: u32, vectors: bool) -> bool {
-    caps.tiles && vectors && pixels > SIDE / 2
+/// Whether a workgroup shares tiles of a product of so many rows and columns: half of each side at least has to be used.
+pub(super) fn tiled(caps: &Caps, sides: [u32; 2], vectors: bool) -> bool {
+    caps.tiles && vectors && sides.iter().all(|n| *n >= SIDE / 2)
+}
+
+/// Rows and columns of the weight gradient.
+fn weight_sides(p: &Conv2dParams) -> [u32; 2] {
+    [p.o, p.kh * p.kw * p.c]
 }
 
 /// Invocations of a workgroup along the pixels.
@@ -49,7 +54,7 @@ pub(super) fn pixel_plan(
 ) -> Plan {
     let wide = caps.broadcasts();
     let entry = match (wide, vectors) {
-        _ if tiled(caps, pixels, vectors) => entries.tiled,
+        _ if tiled(caps, [pixels, channels], vectors) => entries.tiled,
         (false, false) => entries.any,
         (false, true) => entries.vec4,
         (true, false) => entries.wide,
@@ -70,11 +75,10 @@ pub(super) fn pixel_plan(
 
 /// The plan of the weight gradient.
 pub(super) fn weight_plan(caps: &Caps, p: &Conv2dParams) -> Plan {
-    if tiled(caps, p.o, vectors(p)) {
-        let [x, y] = [p.kh * p.kw * p.c, p.o].map(|n| n.div_ceil(SIDE));
+    let [x, y] = weight_grid(caps, p);
+    if tiled(caps, weight_sides(p), vectors(p)) {
         return Plan { entry: "conv2d_wgrad_tiled_f32", grid: [x, y, p.parts] };
     }
-    let [x, y] = weight_grid(p);
     let (entry, y) = match (vectors(p), caps.broadcasts()) {
         (false, _) => ("", y),
         (true, false) => ("conv2d_wgrad_vec4_f32", y),
@@ -84,7 +88,11 @@ pub(super) fn weight_plan(caps: &Caps, p: &Conv2dParams) -> Plan {
 }
 
 /// Workgroups over the columns and rows of the weight.
-pub(super) fn weight_grid(p: &Conv2dParams) -> [u32; 2] {
+pub(super) fn weight_grid(caps: &Caps, p: &Conv2dParams) -> [u32; 2] {
+    if tiled(caps, weight_sides(p), vectors(p)) {
+        let [rows, columns] = weight_sides(p).map(|n| n.div_ceil(SIDE));
+        return [columns, rows];
+    }
     let columns = p.kh * p.kw * if vectors(p) { p.c / 4 } else { p.c };
     [columns.div_ceil(LANES), p.o.div_ceil(CHANNELS)]
 }
@@ -120,17 +128,21 @@ mod tests {
     }
 
     #[test]
-    fn hardware_shares_tiles_where_they_would_be_half_full() {
-        let plan = |pixels, vectors| pixel_plan(&hardware(), [pixels, 48, 1], vectors, &ENTRIES);
+    fn hardware_shares_tiles_where_half_of_each_side_is_used() {
+        let of = |sides: [u32; 2], vectors| {
+            pixel_plan(&hardware(), [sides[0], sides[1], 1], vectors, &ENTRIES)
+        };
+        let plan = |pixels, vectors| of([pixels, 48], vectors);
+        assert_eq!((of([99, 31], true).entry, of([99, 32], true).entry), ("vec4", "tiled"));
         assert_eq!(plan(33, true), Plan { entry: "tiled", grid: [1, 1, 1] });
         assert_eq!(plan(65, true), Plan { entry: "tiled", grid: [2, 1, 1] });
-        assert_eq!((plan(32, true).entry, plan(33, false).entry), ("vec4", "any"));
+        assert_eq!((plan(31, true).entry, plan(33, false).entry), ("vec4", "any"));
         let p = |o, c| {
             let p = Conv2dParams::from_counts([1, 9, 9, c], [o, 3, 3], [9, 9], (1, 1), (1, 1));
             weight_plan(&hardware(), &p)
         };
         assert_eq!(p(68, 20), Plan { entry: "conv2d_wgrad_tiled_f32", grid: [3, 2, 1] });
-        assert_eq!((p(32, 20).entry, p(68, 21).entry), ("conv2d_wgrad_vec4_f32", ""));
+        assert_eq!((p(28, 20).entry, p(68, 21).entry), ("conv2d_wgrad_vec4_f32", ""));
     }
 
     #[test]
