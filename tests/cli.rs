@@ -335,7 +335,7 @@ fn bench_shows_compares_and_merges_what_was_timed() {
 fn tables_of_benchmarks_are_those_of_the_measurements() {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
     let page = std::fs::read_to_string(docs.join("benchmarks.md")).expect("a page");
-    for file in ["attention_vs_conv.json", "scaling.json", "beside_pytorch.json"] {
+    for file in ["attention_vs_conv.json", "scaling.json", "beside_pytorch.json", "lavapipe.json"] {
         let report =
             attn2d::bench::Report::read(&docs.join("measurements").join(file)).expect(file);
         assert!(report.complete(), "{file}");
